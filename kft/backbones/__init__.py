@@ -1,0 +1,1 @@
+"""Pretrained models: found by handle, loaded as a `Backbone`."""

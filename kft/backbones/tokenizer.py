@@ -1,0 +1,381 @@
+"""Text to token ids, without keras, so that a recipe can be checked before a backend loads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import tokenizers
+
+from kft.errors import ModelError, unknown
+
+
+@dataclass(frozen=True)
+class Template:
+    """The special tokens around one or two texts.
+
+    Attributes:
+        prefix: ids before the first text.
+        between: ids between two texts.
+        suffix: ids after the last text.
+        between_first: how many of `between` belong to the first text's segment.
+        segments: whether the second text has segment id 1 (else all are 0).
+    """
+
+    prefix: tuple[int, ...] = ()
+    between: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    between_first: int = 0
+    segments: bool = False
+
+    def overhead(self, texts: int) -> int:
+        """Returns how many special tokens stand around so many texts."""
+        return len(self.prefix) + len(self.suffix) + (len(self.between) if texts == 2 else 0)
+
+
+class Engine(Protocol):
+    """What turns strings into ids."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, with no special tokens."""
+
+    def save(self, folder: Path) -> None:
+        """Writes its files into a folder."""
+
+
+class FastEngine:
+    """The `tokenizers` library; its file is `tokenizer.json`."""
+
+    kind = "tokenizers"
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        self.inner = inner
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, with no special tokens."""
+        return [found.ids for found in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def save(self, folder: Path) -> None:
+        """Writes `tokenizer.json`."""
+        self.inner.save(str(folder / "tokenizer.json"))
+
+    def id(self, token: str) -> int | None:
+        """Returns a token's id, or None."""
+        found: int | None = self.inner.token_to_id(token)
+        return found
+
+
+class SentencePieceEngine:
+    """The `sentencepiece` library; its file is `sentencepiece.model`.
+
+    Attributes:
+        shift: added to each id; XLM-RoBERTa keeps ids that the model file does not know of.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, file: Path, shift: int = 0) -> None:
+        try:
+            import sentencepiece
+        except ImportError:
+            raise ModelError(
+                f"The tokenizer '{file.name}' needs sentencepiece, not installed here. Type: pip install sentencepiece"
+            ) from None
+        self.file, self.shift = file, shift
+        self.inner = sentencepiece.SentencePieceProcessor(model_file=str(file))
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, with no special tokens."""
+        found: list[list[int]] = self.inner.encode(list(texts), out_type=int)
+        if not self.shift:
+            return found
+        unknown_id = self.inner.unk_id()
+        return [[3 if i == unknown_id else i + self.shift for i in ids] for ids in found]
+
+    def save(self, folder: Path) -> None:
+        """Copies the model file."""
+        shutil.copyfile(self.file, folder / "sentencepiece.model")
+
+    def id(self, token: str) -> int | None:
+        """Returns a token's id, or None."""
+        found = self.inner.piece_to_id(token)
+        return None if found == self.inner.unk_id() else found + self.shift
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Token ids of texts and of words, and the special tokens around them.
+
+    Attributes:
+        engine: what turns strings into ids.
+        template: the special tokens around one or two texts.
+        pad_id: the id that fills up a batch.
+        unknown_id: the id of a word that has no tokens of its own.
+        word_prefix: what stands before a word that is tokenized alone, as byte-level BPE wants it.
+        digest: sha256 of what defines it; part of the key of encoded data.
+    """
+
+    engine: FastEngine | SentencePieceEngine
+    template: Template
+    pad_id: int
+    unknown_id: int
+    word_prefix: str
+    digest: str
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text, whole, with no special tokens."""
+        return self.engine.encode(texts)
+
+    def tokenize_words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Returns for each sentence the ids of each word; a word without tokens gets the unknown id."""
+        vocabulary = sorted({word for sentence in sentences for word in sentence})
+        found = self.engine.encode([self.word_prefix + word for word in vocabulary])
+        ids = {word: tokens or [self.unknown_id] for word, tokens in zip(vocabulary, found, strict=True)}
+        return [[ids[word] for word in sentence] for sentence in sentences]
+
+    def save(self, folder: Path) -> None:
+        """Writes the tokenizer's files into a folder, from which `read` takes them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.engine.save(folder)
+        values = {
+            "kind": self.engine.kind,
+            "shift": getattr(self.engine, "shift", 0),
+            "template": asdict(self.template),
+            "pad_id": self.pad_id,
+            "unknown_id": self.unknown_id,
+            "word_prefix": self.word_prefix,
+            "digest": self.digest,
+        }
+        (folder / "preprocessing.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
+
+
+def read(folder: Path) -> Tokenizer:
+    """Reads a tokenizer that `Tokenizer.save` wrote."""
+    values = json.loads((folder / "preprocessing.json").read_text(encoding="utf8"))
+    engine: FastEngine | SentencePieceEngine
+    if values.pop("kind") == FastEngine.kind:
+        values.pop("shift")
+        engine = FastEngine(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+    else:
+        engine = SentencePieceEngine(folder / "sentencepiece.model", values.pop("shift"))
+    template: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("template").items()
+    }
+    return Tokenizer(engine=engine, template=Template(**template), **values)
+
+
+def load(folder: Path) -> Tokenizer:
+    """Loads the tokenizer of a Hugging Face or KerasHub folder.
+
+    Args:
+        folder: has `tokenizer.json`, `vocab.txt`, `vocab.json` with `merges.txt`, a SentencePiece model, or what
+            KerasHub's presets keep under `assets/tokenizer`.
+
+    Raises:
+        ModelError: if there is none, or it is of a kind kft does not know.
+    """
+    config = _json(folder / "tokenizer.json")
+    if "class_name" in config:
+        return _keras_hub(folder, config)
+    if "model" in config:
+        return _fast(FastEngine(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))), folder)
+    if (folder / "vocab.txt").exists():
+        lowercase = _json(folder / "tokenizer_config.json").get("do_lower_case", True)
+        return _word_piece(folder / "vocab.txt", bool(lowercase))
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        return _byte_pair(folder / "vocab.json", folder / "merges.txt")
+    for name, family in SENTENCE_PIECE_FILES.items():
+        if (folder / name).exists():
+            return _sentence_piece(folder / name, _family(folder) or family)
+    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
+    raise ModelError(
+        f"No tokenizer in '{folder}' (there: {found}). Expected tokenizer.json, vocab.txt, vocab.json with merges.txt, "
+        "or a SentencePiece model; or give model.tokenizer, a folder that has one."
+    )
+
+
+SENTENCE_PIECE_FILES = {"spiece.model": "albert", "sentencepiece.bpe.model": "xlm-roberta", "spm.model": "deberta-v2"}
+
+
+def _family(folder: Path) -> str:
+    return str(_json(folder / "config.json").get("model_type", ""))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"Cannot read '{file}': {error}.") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _digest(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _make(
+    engine: FastEngine | SentencePieceEngine, template: Template, pad: int, unk: int, prefix: str, *key: Any
+) -> Tokenizer:
+    return Tokenizer(engine, template, pad, unk, prefix, _digest(asdict(template), pad, unk, prefix, *key))
+
+
+def _fast(engine: FastEngine, folder: Path) -> Tokenizer:
+    template = _probe(engine.inner)
+    special = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    pad = _special(engine, special.get("pad_token"), ("[PAD]", "<pad>", "<|endoftext|>"))
+    unk = _special(engine, special.get("unk_token"), ("[UNK]", "<unk>", "<|endoftext|>"))
+    prefix = " " if "ByteLevel" in str(engine.inner.pre_tokenizer) else ""
+    return _make(engine, template, pad, unk, prefix, engine.inner.to_str())
+
+
+def _special(engine: FastEngine | SentencePieceEngine, named: Any, usual: Sequence[str]) -> int:
+    name = named.get("content") if isinstance(named, dict) else named
+    for token in (name, *usual):
+        found = engine.id(token) if token else None
+        if found is not None:
+            return found
+    return 0
+
+
+def _probe(inner: tokenizers.Tokenizer) -> Template:
+    """Reads the template off an encoded pair: what belongs to neither text is special."""
+    pair = inner.encode("a", "b")
+    owners = pair.sequence_ids
+    first = [i for i, owner in enumerate(owners) if owner == 0]
+    second = [i for i, owner in enumerate(owners) if owner == 1]
+    if not first or not second:
+        return Template()
+    middle = range(first[-1] + 1, second[0])
+    return Template(
+        prefix=tuple(pair.ids[: first[0]]),
+        between=tuple(pair.ids[i] for i in middle),
+        suffix=tuple(pair.ids[second[-1] + 1 :]),
+        between_first=sum(pair.type_ids[i] == 0 for i in middle),
+        segments=pair.type_ids[second[0]] == 1,
+    )
+
+
+def _word_piece(file: Path, lowercase: bool) -> Tokenizer:
+    engine = FastEngine(tokenizers.BertWordPieceTokenizer(str(file), lowercase=lowercase)._tokenizer)
+    ids = [engine.id(token) for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]")]
+    if None in ids:
+        raise ModelError(f"The vocabulary '{file}' lacks one of [CLS], [SEP], [PAD], [UNK].")
+    start, end, pad, unk = (found or 0 for found in ids)
+    return _make(engine, Template((start,), (end,), (end,), 1, True), pad, unk, "", engine.inner.to_str())
+
+
+def _byte_pair(vocabulary: Path, merges: Path) -> Tokenizer:
+    engine = FastEngine(tokenizers.ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer)
+    start, end = engine.id("<s>"), engine.id("</s>")
+    template = Template() if start is None or end is None else Template((start,), (end, end), (end,), 1)
+    usual = ("<pad>", "<|endoftext|>")
+    pad, unk = _special(engine, None, usual), _special(engine, None, ("<unk>", "<|endoftext|>"))
+    special = [t for t in ("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|endoftext|>") if engine.id(t) is not None]
+    engine.inner.add_special_tokens(special)
+    return _make(engine, template, pad, unk, " ", engine.inner.to_str())
+
+
+def _sentence_piece(file: Path, family: str) -> Tokenizer:
+    key = file.read_bytes()
+    if family in ("xlm-roberta", "xlm_roberta"):
+        engine = SentencePieceEngine(file, shift=1)
+        return _make(engine, Template((0,), (2, 2), (2,), 1), 1, 3, "", key, family)
+    engine = SentencePieceEngine(file)
+    start, end = engine.id("[CLS]"), engine.id("[SEP]")
+    pad = _special(engine, None, ("[PAD]", "<pad>"))
+    unk = engine.inner.unk_id()
+    if start is None or end is None:
+        stop = engine.id("</s>")
+        return _make(engine, Template(suffix=() if stop is None else (stop,)), pad, unk, "", key, family)
+    return _make(engine, Template((start,), (end,), (end,), 1, True), pad, unk, "", key, family)
+
+
+def _keras_hub(folder: Path, config: dict[str, Any]) -> Tokenizer:
+    name = str(config["class_name"])
+    assets = folder / "assets" / "tokenizer"
+    if name not in KERAS_HUB:
+        raise ModelError(
+            unknown("KerasHub tokenizer", name, KERAS_HUB, "Give model.tokenizer, a folder with tokenizer.json.")
+        )
+    return KERAS_HUB[name](assets, config.get("config", {}))
+
+
+def _hub_word_piece(assets: Path, config: dict[str, Any]) -> Tokenizer:
+    return _word_piece(assets / "vocabulary.txt", bool(config.get("lowercase", False)))
+
+
+def _hub_byte_pair(assets: Path, config: dict[str, Any]) -> Tokenizer:
+    return _byte_pair(assets / "vocabulary.json", assets / "merges.txt")
+
+
+def _hub_sentence_piece(family: str) -> Callable[[Path, dict[str, Any]], Tokenizer]:
+    return lambda assets, config: _sentence_piece(assets / "vocabulary.spm", family)
+
+
+KERAS_HUB: dict[str, Callable[[Path, dict[str, Any]], Tokenizer]] = {
+    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), _hub_word_piece),
+    **dict.fromkeys(("RobertaTokenizer", "GPT2Tokenizer", "BartTokenizer", "OPTTokenizer"), _hub_byte_pair),
+    "AlbertTokenizer": _hub_sentence_piece("albert"),
+    "DebertaV3Tokenizer": _hub_sentence_piece("deberta"),
+    "FNetTokenizer": _hub_sentence_piece("fnet"),
+    "XLMRobertaTokenizer": _hub_sentence_piece("xlm_roberta"),
+}
+
+
+def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """Returns how many tokens two texts keep when together they may have `room`, the longer one giving first.
+
+    The rule of the `tokenizers` library's `longest_first`.
+    """
+    if first + second <= room:
+        return first, second
+    short, long = sorted((first, second))
+    long = long if short > room else max(short, room - short)
+    if short + long > room:
+        short, long = room // 2, room - room // 2
+    return (short, long) if first <= second else (long, short)
+
+
+def pack(
+    tokenizer: Tokenizer, columns: Sequence[Sequence[str]], sequence_length: int
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Encodes rows of one or two texts with their special tokens, cut to a length.
+
+    Args:
+        tokenizer: gives ids and special tokens.
+        columns: one or two columns of texts.
+        sequence_length: most tokens a row may have.
+
+    Returns:
+        ids of each row (int32), where each row's second segment starts (int32; the row's length if it has none), and
+        each row's length before it was cut (int32).
+    """
+    template, room = tokenizer.template, sequence_length - tokenizer.template.overhead(len(columns))
+    tokens = [tokenizer.tokenize(column) for column in columns]
+    rows, starts, whole = [], [], []
+    for parts in zip(*tokens, strict=True):
+        whole.append(sum(map(len, parts)) + template.overhead(len(columns)))
+        if len(parts) == 1:
+            ids = [*template.prefix, *parts[0][:room], *template.suffix]
+            start = len(ids)
+        else:
+            keep, keep_second = truncated_lengths(len(parts[0]), len(parts[1]), room)
+            head = [*template.prefix, *parts[0][:keep]]
+            ids = [*head, *template.between, *parts[1][:keep_second], *template.suffix]
+            start = len(head) + template.between_first if template.segments else len(ids)
+        rows.append(np.asarray(ids, np.int32))
+        starts.append(start)
+    return rows, np.asarray(starts, np.int32), np.asarray(whole, np.int32)

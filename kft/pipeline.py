@@ -1,0 +1,274 @@
+"""A run from recipe to report, read top to bottom; the only module that knows the order."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kft import backend as backends
+from kft import metrics as metrics_
+from kft import recipe as recipes
+from kft import rundir
+from kft.backbones.backbone import Backbone
+from kft.data import load as load_data
+from kft.data.encoded import Encoded, cached
+from kft.data.table import Splits, Table
+from kft.errors import RunFolderError
+from kft.progress import Progress
+from kft.recipe import Recipe
+from kft.rundir import RunFolder
+from kft.tasks import TASKS
+from kft.tasks import targets as targets_
+from kft.tasks.targets import Target
+from kft.tasks.task import Encoding, Task
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out of a run.
+
+    Attributes:
+        run: the run folder.
+        backend: what it ran on.
+        metrics: by split, then by name; `loss` is among them.
+        seconds: by phase.
+        details: versions, device, seed, digests, sizes.
+    """
+
+    run: Path
+    backend: str
+    metrics: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def dump(self) -> dict[str, Any]:
+        """Returns the report as JSON values."""
+        seconds = {name: round(value, 3) for name, value in self.seconds.items()}
+        return {
+            "run": str(self.run),
+            "backend": self.backend,
+            "metrics": self.metrics,
+            "seconds": seconds,
+            **self.details,
+        }
+
+
+def run(
+    recipe: Recipe, progress: Progress | None = None, *, name: str = "run", resume: RunFolder | None = None
+) -> Report:
+    """Carries out a recipe: loads, encodes, builds, fits, evaluates, and writes the run folder.
+
+    Args:
+        recipe: what to do.
+        progress: hears of phases and steps.
+        name: what a run folder without a name of its own is called after.
+        resume: an interrupted run to go on with.
+
+    Returns:
+        The report; the same as `report.json` in the run folder.
+
+    Raises:
+        KftError: if the recipe, its data or its model cannot be used, before anything is written.
+        RunFailed: if training did not reach its end; the run folder says how to go on.
+    """
+    progress = progress or Progress()
+    task: Task = TASKS.load(recipe.task)
+    backend = backends.choose(recipe.backend)
+    place = _folder(recipe, name, backend)
+    if resume is None:
+        rundir.refuse_occupied(place)
+    with progress.phase("import"):
+        backends.activate(backend)
+    _set_up(recipe)
+    with progress.phase("load data"):
+        splits = load_data(
+            recipe.data, seed=recipe.seed, modality=task.modality, targets=task.targets, progress=progress
+        )
+        target = targets_.study(splits, recipe.data, task.targets)
+        recipe = with_inputs(recipe, task.columns(splits.train, recipe.data))
+        names = metric_names(recipe, task, target)
+    with progress.phase("load model"):
+        backbone = _load_backbone(recipe, progress)
+    with progress.phase("encode"):
+        encoding = encoding_of(recipe, backbone)
+        encoded = {split: encode(task, table, encoding, target) for split, table in splits.items()}
+    with progress.phase("build"):
+        model = _build(recipe, task, backbone, target, encoded["train"])
+    folder = resume or rundir.create(place)
+    details = _details(recipe, splits, backbone, model)
+    if resume is None:
+        _write_start(folder, recipe, backend, target, encoding, encoded["train"])
+    elif rundir.read_json(folder.path / "start.json").get("data") != details["sha256"]["data"]:
+        raise RunFolderError(
+            f"The data of the run at '{folder.path}' have changed since it began; it cannot be resumed. Start a new run."
+        )
+    rundir.write_json(folder.path / "start.json", {"data": details["sha256"]["data"]})
+    training = _training(recipe, task, target, names, backbone, model, encoded, folder, progress)
+    training.class_weights = targets_.weights_of_classes(recipe.train.class_weights, splits.train, target, recipe.data)
+    with progress.phase("train"):
+        training.run(resumed=resume is not None)
+    scores = training.scores()
+    with progress.phase("save"):
+        training.save_model()
+    report = Report(folder.path, backend, scores, progress.seconds, {**details, "steps": training.steps})
+    rundir.write_json(folder.report, report.dump())
+    training.clean()
+    folder.set_state("complete")
+    return report
+
+
+def resume(path: str | Path, progress: Progress | None = None) -> Report:
+    """Goes on with an interrupted run, at the step it stopped at.
+
+    Raises:
+        RunFolderError: if there is no such run, it is complete, or its data have changed.
+    """
+    folder = rundir.open_run(path, trained=False)
+    if folder.state == "complete":
+        raise RunFolderError(f"The run at '{path}' is complete; there is nothing to resume. Type: kft evaluate {path}")
+    return run(recipes.load(folder.recipe), progress, resume=folder)
+
+
+def metric_names(recipe: Recipe, task: Task, target: Target) -> tuple[str, ...]:
+    """Returns the metrics of a run: the recipe's, else the benchmark's, else the task's; the watched one is among them."""
+    wanted = recipe.train.metrics or metrics_.benchmark_metrics(recipe.data.source) or task.metrics[target.kind]
+    watched = [name for name in recipe.watched_metrics if name not in wanted]
+    names = [*wanted, *watched]
+    metrics_.check([name for name in names if name != "loss"], target.kind, target.outputs)
+    return tuple(name for name in names if name != "loss")
+
+
+def with_inputs(recipe: Recipe, inputs: list[str]) -> Recipe:
+    """Returns the recipe with its input columns named, as the run folder keeps it."""
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"inputs": inputs})})
+
+
+def encoding_of(recipe: Recipe, backbone: Backbone) -> Encoding:
+    """Returns how raw columns become the inputs of a backbone."""
+    images = backbone.images
+    size = images.size if images is not None else None
+    return Encoding(
+        data=recipe.data,
+        tokenizer=backbone.tokenizer,
+        sequence_length=recipe.model.sequence_length,
+        image_size=size,
+        channels=images.channels if images is not None else 3,
+    )
+
+
+def encode(task: Task, table: Table, encoding: Encoding, target: Target | None) -> Encoded:
+    """Returns a split as arrays, from the cache on disk if it was encoded before."""
+    key = {
+        "task": task.name,
+        "data": table.sha256(),
+        "target": target.dump() if target is not None else None,
+        **encoding.key(),
+    }
+    if task.modality == "image":
+        key["files"] = _digest_of_files(task, table, encoding)
+    return cached(key, lambda: task.encode(table, encoding, target))
+
+
+def _folder(recipe: Recipe, name: str, backend: str) -> Path:
+    if recipe.output.directory is not None:
+        return Path(recipe.output.directory)
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{backend}-{now}"
+
+
+def _set_up(recipe: Recipe) -> None:
+    import keras
+
+    keras.utils.clear_session()
+    with backends.without_tensorflow():
+        keras.utils.set_random_seed(recipe.seed)
+    keras.config.set_dtype_policy(recipe.train.precision)
+
+
+def _load_backbone(recipe: Recipe, progress: Progress) -> Backbone:
+    from kft.backbones import initial, keras_hub
+
+    backbone = keras_hub.load(recipe.model, progress)
+    if not recipe.model.pretrained:
+        initial.draw([backbone.model], recipe.seed)
+    return backbone
+
+
+def _build(recipe: Recipe, task: Task, backbone: Backbone, target: Target, train: Encoded) -> Any:
+    from kft.tasks import heads
+
+    images = train.inputs.get("images")
+    return heads.build(
+        task,
+        backbone,
+        target,
+        pooling=recipe.model.pooling,
+        dropout=recipe.model.head_dropout,
+        augmentation=recipe.train.augmentation,
+        image_size=None if images is None else tuple(images.shape[1:3]),  # type: ignore[union-attr]
+        seed=recipe.seed,
+    )
+
+
+def _training(recipe: Recipe, *parts: Any) -> Any:
+    from kft.tuning.training import Training
+
+    return Training(recipe, *parts)
+
+
+def _digest_of_files(task: Task, table: Table, encoding: Encoding) -> str:
+    from kft.tasks.images import files
+
+    digest = hashlib.sha256()
+    for file in files(table, task.columns(table, encoding.data)):
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _details(recipe: Recipe, splits: Splits, backbone: Backbone, model: Any) -> dict[str, Any]:
+    return {
+        "device": backends.devices(),
+        "versions": backends.versions(),
+        "seed": recipe.seed,
+        "sha256": {"weights": backbone.origin.get("sha256"), "data": splits.sha256()},
+        "examples": {name: len(table) for name, table in splits.items()},
+        "parameters": int(model.count_params()),
+    }
+
+
+def _write_start(
+    folder: RunFolder, recipe: Recipe, backend: str, target: Target, encoding: Encoding, train: Encoded
+) -> None:
+    resolved = recipe.model_copy(update={"backend": backend, "output": recipes.Output()})
+    rundir.write_text(folder.recipe, _loadable(resolved))
+    rundir.write_json(folder.labels, target.dump())
+    folder.preprocessing.mkdir(exist_ok=True)
+    if encoding.tokenizer is not None:
+        encoding.tokenizer.save(folder.preprocessing)
+    else:
+        size = train.inputs["images"].shape[1:3]  # type: ignore[union-attr]
+        rundir.write_json(folder.preprocessing / "images.json", {"size": list(size), "channels": encoding.channels})
+
+
+def _loadable(recipe: Recipe) -> str:
+    """Dumps a recipe without the fields that the schema refuses beside others."""
+    values = recipe.model_dump(mode="json")
+    if recipe.train.stages:
+        del values["train"]["epochs"], values["model"]["trainable"]
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, str]:
+    """Returns a recipe from whatever describes one, and a name for its runs."""
+    if isinstance(recipe, Recipe):
+        return recipe, recipe.task
+    if isinstance(recipe, Mapping):
+        found = recipes.validate(recipe, "recipe")
+        return found, found.task
+    return recipes.load(recipe, overrides), Path(recipe).stem

@@ -1,0 +1,145 @@
+"""Heads on backbones: each gives an ordinary `keras.Model` from inputs to logits. Import after `backend.activate`.
+
+Only Keras' and KerasHub's own layers are used, so the saved model loads without kft.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from kft.backbones import initial
+from kft.backbones.backbone import Backbone, Images
+from kft.errors import ModelError
+from kft.recipe import Augmentation
+from kft.tasks.targets import Target
+from kft.tasks.task import Task
+
+
+def build(
+    task: Task,
+    backbone: Backbone,
+    target: Target,
+    *,
+    pooling: str = "auto",
+    dropout: float = 0.1,
+    augmentation: Augmentation | None = None,
+    image_size: tuple[int, int] | None = None,
+    seed: int = 0,
+) -> Any:
+    """Builds a backbone with a new head; the head's weights are equal on every backend.
+
+    Args:
+        task: says which head.
+        backbone: what it stands on.
+        target: how many outputs it has.
+        pooling: auto, first, pooled, mean or last; auto is what the backbone's makers read off.
+        dropout: rate before the last layer.
+        augmentation: random changes to images while training.
+        image_size: height and width, where the backbone takes any.
+        seed: the head is drawn from it.
+
+    Returns:
+        A `keras.Model` whose output is float32 logits: shape (batch, outputs), or (batch, tokens, tags).
+
+    Raises:
+        ModelError: if the backbone does not fit the task.
+    """
+    if task.modality != backbone.modality:
+        raise ModelError(
+            f"The task {task.name} needs a backbone for {task.modality}; this one is for {backbone.modality}."
+        )
+    if task.head == "image":
+        inputs, features = _image_features(backbone, augmentation or Augmentation(), image_size)
+    else:
+        inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in backbone.inputs}
+        if unfit := set(inputs) - {"token_ids", "padding_mask", "segment_ids"}:
+            raise ModelError(
+                f"{backbone.origin.get('handle')} is not an encoder: it has the input '{sorted(unfit)[0]}'. "
+                f"{task.name} needs one, such as BERT or RoBERTa."
+            )
+        features = backbone.model(inputs)
+        if task.head == "sequence":
+            features = pool(features, inputs, backbone.pooling if pooling == "auto" else pooling)
+        else:
+            features = features["sequence_output"] if isinstance(features, dict) else features
+    features = keras.layers.Dropout(dropout, name="head_dropout", seed=seed)(features)
+    logits = keras.layers.Dense(target.outputs, dtype="float32", name="logits", kernel_initializer=_kernel(task))(
+        features
+    )
+    model = keras.Model(inputs, logits, name=task.name)
+    initial.draw(head_layers(model, backbone), seed)
+    return model
+
+
+def _kernel(task: Task) -> Any:
+    """Returns the initializer of a head: small for text, as BERT's own heads have it (Devlin et al. 2019)."""
+    return "glorot_uniform" if task.head == "image" else keras.initializers.TruncatedNormal(stddev=0.02)
+
+
+def head_layers(model: Any, backbone: Backbone) -> list[Any]:
+    """Returns the layers of a model that are not the backbone's."""
+    return [layer for layer in model.layers if layer is not backbone.model]
+
+
+def pool(features: Any, inputs: dict[str, Any], pooling: str) -> Any:
+    """Returns one vector a text, shape (batch, width).
+
+    `first` puts a new dense layer with tanh on the first token, as BERT's pooler has it; `pooled` takes the backbone's own.
+
+    Raises:
+        ModelError: if the backbone has no pooler and one is asked for.
+    """
+    tokens = features["sequence_output"] if isinstance(features, dict) else features
+    mask = inputs["padding_mask"]
+    if pooling == "pooled":
+        if not isinstance(features, dict) or "pooled_output" not in features:
+            raise ModelError("model.pooling: this backbone has no pooler. Allowed: first, mean, last.")
+        return features["pooled_output"]
+    if pooling == "mean":
+        return keras.layers.GlobalAveragePooling1D(name="mean_pooling")(tokens, mask=mask)
+    if pooling == "last":
+        position = keras.ops.sum(mask, axis=1, keepdims=True) - 1
+        return keras.ops.squeeze(keras.ops.take_along_axis(tokens, position[:, :, None], axis=1), axis=1)
+    return keras.layers.Dense(tokens.shape[-1], activation="tanh", name="head_dense")(tokens[:, 0, :])
+
+
+def _image_features(backbone: Backbone, augmentation: Augmentation, size: tuple[int, int] | None) -> tuple[Any, Any]:
+    images = backbone.images
+    assert images is not None
+    height, width = images.size or size or (None, None)
+    inputs = keras.Input((height, width, images.channels), name="images")
+    x = inputs
+    for layer in _augmentation(augmentation):
+        x = layer(x)
+    features = backbone.model(_normalization(images)(x))
+    if isinstance(features, dict):
+        features = features.get("pooled_output", features.get("sequence_output", next(iter(features.values()))))
+    if len(features.shape) == 4:
+        features = keras.layers.GlobalAveragePooling2D(name="mean_pooling")(features)
+    elif len(features.shape) == 3:
+        features = features[:, 0, :]
+    return {"images": inputs}, features
+
+
+def _normalization(images: Images) -> Any:
+    if len(set(images.mean)) == 1 and len(set(images.deviation)) == 1:
+        scale = 1 / images.deviation[0]
+        return keras.layers.Rescaling(scale, -images.mean[0] * scale, name="normalization")
+    variance = [deviation**2 for deviation in images.deviation]
+    return keras.layers.Normalization(axis=-1, mean=list(images.mean), variance=variance, name="normalization")
+
+
+def _augmentation(wanted: Augmentation) -> list[Any]:
+    layers = keras.layers
+    span = (0.0, 255.0)
+    choices: list[tuple[Any, Any]] = [
+        (wanted.flip != "none", lambda: layers.RandomFlip(wanted.flip)),
+        (wanted.rotation, lambda: layers.RandomRotation(wanted.rotation)),
+        (wanted.zoom, lambda: layers.RandomZoom(wanted.zoom)),
+        (wanted.translation, lambda: layers.RandomTranslation(wanted.translation, wanted.translation)),
+        (wanted.contrast, lambda: layers.RandomContrast(wanted.contrast, value_range=span)),
+        (wanted.brightness, lambda: layers.RandomBrightness(wanted.brightness, value_range=span)),
+    ]
+    return [make() for chosen, make in choices if chosen]

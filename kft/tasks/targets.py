@@ -1,0 +1,248 @@
+"""What a model is to say: labels, several labels, tags or values; read from the data, stored with the run."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from kft.data.table import Splits, Table
+from kft.errors import DataError, listed, nearest
+from kft.recipe import Data
+
+Kind = Literal["labels", "multi_label", "tags", "values"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The meaning of a model's outputs.
+
+    Attributes:
+        kind: labels (one of several), multi_label (any of several), tags (one a word), values (a number).
+        labels: the names of the outputs, in their order; empty for values.
+        positive: the index of the label that binary metrics count.
+    """
+
+    kind: Kind
+    labels: tuple[str, ...] = ()
+    positive: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers the model gives for an example or a word."""
+        return len(self.labels) or 1
+
+    def dump(self) -> dict[str, Any]:
+        """Returns the target as JSON values."""
+        return {**asdict(self), "labels": list(self.labels)}
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Target:
+        """Returns the target that `dump` gave."""
+        return cls(values["kind"], tuple(values["labels"]), values["positive"])
+
+
+def text_of(value: Any) -> str:
+    """Returns a label as text: 1, 1.0 and "1" are the same label."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def study(splits: Splits, data: Data, kind: Literal["labels", "tags", "values"]) -> Target:
+    """Reads off the training split what there is to predict, and that the other splits ask for nothing else.
+
+    Raises:
+        DataError: for a missing label or value, one class only, or a label the training split does not have.
+    """
+    if kind == "values":
+        for _, table in splits.items():
+            values(table, data)
+        return Target("values")
+    multi = kind == "labels" and (isinstance(data.target, list) or data.label_separator or _is_list(splits.train, data))
+    found: Kind = "multi_label" if multi else kind
+    counts = count(splits.train, data, found)
+    known = _class_names(splits.train, data, counts)
+    if len(known) < 2:
+        raise DataError(
+            f"{splits.train.origin}: column '{_column(data)}' has one class only, '{next(iter(known), '')}'; at least two "
+            "are needed. Check data.target."
+        )
+    target = Target(found, known, _positive(data, known))
+    for name, table in splits.items():
+        if name != "train":
+            encode(table, target, data)
+    return target
+
+
+def count(table: Table, data: Data, kind: Kind) -> Counter[str]:
+    """Counts the labels of a split."""
+    return Counter(label for row in rows(table, data, kind) for label in row)
+
+
+def rows(table: Table, data: Data, kind: Kind) -> list[list[str]]:
+    """Returns the labels of each example, as text: one, several, or one a word.
+
+    Raises:
+        DataError: for an example without a label; the message has its place.
+    """
+    if isinstance(data.target, list):
+        return _flags(table, data.target)
+    cells = table.column(data.target)
+    found = []
+    for row, cell in enumerate(cells):
+        if isinstance(cell, list):
+            found.append([text_of(value) for value in cell])
+        elif kind == "multi_label" and data.label_separator is not None and cell is not None:
+            found.append([part.strip() for part in str(cell).split(data.label_separator) if part.strip()])
+        elif cell is None or (isinstance(cell, str) and not cell.strip()) or _is_nan(cell):
+            raise DataError(
+                f"{table.where(row)}: no label in column '{data.target}' (received {cell!r}). Fill it in or remove the row."
+            )
+        else:
+            found.append([_name(table, data.target, cell)])
+    return found
+
+
+def values(table: Table, data: Data) -> np.ndarray:
+    """Returns the numbers to predict, float32, shape (examples, 1).
+
+    Raises:
+        DataError: for a cell that is not a finite number; the message has its place.
+    """
+    name = _column(data)
+    found = []
+    for row, cell in enumerate(table.column(name)):
+        try:
+            value = float(cell)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value):
+            raise DataError(
+                f"{table.where(row)}: column '{name}' has to be a finite number, received {cell!r}. "
+                "Correct it or remove the row."
+            )
+        found.append([value])
+    return np.asarray(found, np.float32).reshape(-1, 1)
+
+
+def encode(table: Table, target: Target, data: Data) -> list[np.ndarray]:
+    """Returns the targets of each example as an array: a label's index, 0/1 a label, an index a word, or a value.
+
+    Raises:
+        DataError: for a label that the training split does not have.
+    """
+    if target.kind == "values":
+        return list(values(table, data))
+    index = {label: i for i, label in enumerate(target.labels)}
+    found = []
+    for row, names in enumerate(rows(table, data, target.kind)):
+        for name in names:
+            if name not in index:
+                raise DataError(
+                    f"{table.where(row)}: label '{name}' is not in the training split.{nearest(name, index)} "
+                    f"Labels there: {listed(target.labels)}. Correct it, or add examples of it to the training split."
+                )
+        numbers = [index[name] for name in names]
+        if target.kind == "multi_label":
+            flags = np.zeros(len(index), np.float32)
+            flags[numbers] = 1
+            found.append(flags)
+        else:
+            found.append(np.asarray(numbers, np.int32))
+    return found
+
+
+def probabilities(logits: np.ndarray, target: Target) -> np.ndarray:
+    """Returns probabilities of logits (softmax, or sigmoid for multi_label), float64, of the same shape."""
+    wide = np.asarray(logits, np.float64)
+    if target.kind == "multi_label":
+        return np.asarray(1 / (1 + np.exp(-wide)))
+    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def weights_of_classes(
+    wanted: str | dict[str, float], table: Table, target: Target, data: Data
+) -> tuple[float, ...] | None:
+    """Returns a factor for each class, or None for no weighting.
+
+    `balanced` is scikit-learn's: examples / (classes * examples of the class).
+
+    Raises:
+        DataError: if a weight names an unknown label, or the target has no classes.
+    """
+    if wanted == "none":
+        return None
+    if target.kind not in ("labels", "tags"):
+        raise DataError(f"train.class_weights goes with single labels and tags, not with {target.kind}. Remove it.")
+    if isinstance(wanted, dict):
+        for name in wanted:
+            if name not in target.labels:
+                raise DataError(
+                    f"train.class_weights: unknown label '{name}'.{nearest(name, target.labels)} "
+                    f"Labels: {listed(target.labels)}."
+                )
+        return tuple(wanted.get(label, 1.0) for label in target.labels)
+    counts = count(table, data, target.kind)
+    total = sum(counts.values())
+    return tuple(total / (len(target.labels) * counts[label]) if counts[label] else 1.0 for label in target.labels)
+
+
+def _column(data: Data) -> str:
+    return data.target if isinstance(data.target, str) else ", ".join(data.target)
+
+
+def _is_nan(cell: Any) -> bool:
+    return isinstance(cell, float) and math.isnan(cell)
+
+
+def _is_list(table: Table, data: Data) -> bool:
+    return isinstance(next(iter(table.column(str(data.target))), None), list)
+
+
+def _name(table: Table, column: str, cell: Any) -> str:
+    names = table.class_names.get(column)
+    if names is not None and isinstance(cell, int) and 0 <= cell < len(names):
+        return names[cell]
+    return text_of(cell)
+
+
+def _flags(table: Table, columns: Sequence[str]) -> list[list[str]]:
+    found: list[list[str]] = [[] for _ in range(len(table))]
+    for column in columns:
+        for row, cell in enumerate(table.column(column)):
+            text = text_of(cell).lower()
+            if text not in ("0", "1", "true", "false"):
+                raise DataError(f"{table.where(row)}: column '{column}' has to be 0 or 1, received {cell!r}.")
+            if text in ("1", "true"):
+                found[row].append(column)
+    return found
+
+
+def _class_names(table: Table, data: Data, counts: Counter[str]) -> tuple[str, ...]:
+    """The source's own order where it has one, the recipe's for several columns, else by number or by name."""
+    if isinstance(data.target, list):
+        return tuple(data.target)
+    known = table.class_names.get(data.target)
+    if known is not None and set(counts) <= set(known):
+        return tuple(known)
+    try:
+        return tuple(sorted(counts, key=float))
+    except ValueError:
+        return tuple(sorted(counts))
+
+
+def _positive(data: Data, labels: tuple[str, ...]) -> int:
+    if data.positive_label is None:
+        return len(labels) - 1
+    if data.positive_label not in labels:
+        raise DataError(
+            f"data.positive_label: '{data.positive_label}' is not a label.{nearest(data.positive_label, labels)} "
+            f"Labels: {listed(labels)}."
+        )
+    return labels.index(data.positive_label)

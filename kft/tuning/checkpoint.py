@@ -1,0 +1,99 @@
+"""The state of a training that was cut off, so that it goes on at the same step. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from kft.errors import RunFolderError
+
+
+@dataclass
+class Position:
+    """Where a training stands.
+
+    Attributes:
+        stage: the stage, counted from 0.
+        epoch: epochs finished over all stages.
+        batch: batches finished in the epoch that has begun.
+        step: batches finished over the whole run.
+        best: the best value of the watched metric, or None.
+        waited: epochs since then.
+        stopped: whether early stopping ended the present stage.
+        scores: validation metrics of the weights that will be kept.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float | None = None
+    waited: int = 0
+    stopped: bool = False
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def save(folder: Path, model: Any, position: Position) -> None:
+    """Writes weights, optimizer and random states, and the position; the old checkpoint stays until the new is whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder.parent))
+    try:
+        save_file(_state(model), str(temporary / "state.safetensors"))
+        (temporary / "position.json").write_text(json.dumps(asdict(position)), encoding="utf8")
+        old = folder.with_name(".checkpoint-old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.replace(old)
+        temporary.replace(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def position_of(folder: Path) -> Position | None:
+    """Returns the position of a checkpoint, or None if there is no checkpoint."""
+    for place in (folder, folder.with_name(".checkpoint-old")):
+        if (place / "position.json").exists():
+            return Position(**json.loads((place / "position.json").read_text(encoding="utf8")))
+    return None
+
+
+def restore(folder: Path, model: Any) -> None:
+    """Puts a checkpoint's weights, optimizer and random states into a compiled model.
+
+    Raises:
+        RunFolderError: if it is of another model.
+    """
+    if not (folder / "state.safetensors").exists():
+        folder = folder.with_name(".checkpoint-old")
+    state = load_file(str(folder / "state.safetensors"))
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    variables = _variables(model)
+    if set(state) != set(variables):
+        raise RunFolderError(
+            f"The checkpoint in '{folder}' is of another model: it cannot be resumed with this recipe."
+        )
+    for name, variable in variables.items():
+        variable.assign(state[name])
+
+
+def _variables(model: Any) -> dict[str, Any]:
+    named = {f"model.{i}": variable for i, variable in enumerate(model.variables)}
+    return named | {f"optimizer.{i}": variable for i, variable in enumerate(model.optimizer.variables)}
+
+
+def _state(model: Any) -> dict[str, np.ndarray]:
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)
+    return {
+        name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable)) for name, variable in _variables(model).items()
+    }

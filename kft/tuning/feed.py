@@ -1,0 +1,38 @@
+"""Batches as what `model.fit` takes. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from kft.data.batches import Batch, Batches
+
+
+class Feed(keras.utils.PyDataset):  # type: ignore[misc]
+    """The batches of a split as a Keras data set; each epoch has its own order, decided by seed and epoch.
+
+    Pass it to `fit` with `shuffle=False`: Keras would shuffle the batches with numbers of its own.
+
+    Args:
+        batches: cuts the batches.
+        epoch: the epoch to begin with.
+        skip: batches of that epoch to leave out, for going on in its middle.
+    """
+
+    def __init__(self, batches: Batches, epoch: int = 0, skip: int = 0) -> None:
+        super().__init__()
+        self.batches, self.epoch, self.skip = batches, epoch, skip
+        self._plan = batches.plan(epoch)[skip:]
+
+    def __len__(self) -> int:
+        return len(self._plan)
+
+    def __getitem__(self, index: int) -> Batch | tuple[Any, ...]:
+        inputs, targets, weights = self.batches.make(*self._plan[index])
+        return (inputs,) if targets is None else (inputs, targets, weights)
+
+    def on_epoch_end(self) -> None:
+        """Goes on to the next epoch's order."""
+        self.epoch += 1
+        self._plan = self.batches.plan(self.epoch)

@@ -1,0 +1,33 @@
+"""Logits of a whole split, in the split's order. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kft.data.batches import Batches
+from kft.progress import Progress
+
+
+def logits(model: Any, batches: Batches, progress: Progress | None = None) -> list[np.ndarray]:
+    """Returns a model's outputs for each row of a split, in order, float32.
+
+    Args:
+        model: gives logits.
+        batches: cut without shuffling.
+        progress: hears of each batch.
+
+    Returns:
+        For each row an array of shape (outputs,), or (tokens, tags) as long as its batch was padded.
+    """
+    found: list[np.ndarray] = [np.zeros(0)] * len(batches.encoded)
+    plan = batches.plan(0)
+    for done, (rows, length) in enumerate(plan, 1):
+        inputs, _, _ = batches.make(rows, length)
+        outputs = np.asarray(model.predict_on_batch(inputs), np.float32)
+        for row, output in zip(rows, outputs, strict=False):
+            found[int(row)] = output
+        if progress is not None:
+            progress.advance(done, len(plan))
+    return found

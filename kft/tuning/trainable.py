@@ -1,0 +1,85 @@
+"""Which parts of a model are trained; the rest is frozen and in inference mode. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import Any
+
+import keras
+
+from kft.backbones.backbone import Backbone
+from kft.errors import ModelError
+
+NUMBERED = re.compile(r"^(.*?)(\d+)(?!.*\d)(.*)$")
+
+
+def apply(model: Any, backbone: Any, trainable: str) -> None:
+    """Freezes what a recipe does not train.
+
+    Frozen layers do not drop out, and frozen batch normalization keeps its statistics.
+
+    Args:
+        model: backbone and head; its head is always trained.
+        backbone: the backbone's `keras.Model`, or the `Backbone`.
+        trainable: `all`, `head`, or `top:N` for the head and the N uppermost blocks.
+
+    Raises:
+        ModelError: if the backbone has fewer than N blocks.
+    """
+    inner = backbone.model if isinstance(backbone, Backbone) else backbone
+    model.trainable = True
+    frozen = _frozen(inner, trainable)
+    for layer in inner.layers:
+        _set(layer, layer.name not in frozen)
+
+
+def _frozen(inner: Any, trainable: str) -> set[str]:
+    names = [layer.name for layer in inner.layers]
+    if trainable == "all":
+        return set()
+    if trainable == "head":
+        return set(names)
+    wanted = int(trainable.removeprefix("top:"))
+    found = blocks(inner)
+    if wanted > len(found):
+        raise ModelError(
+            f"trainable: top:{wanted}, but {inner.name} has {len(found)} blocks. Allowed: top:1 to top:{len(found)}."
+        )
+    # All that stands before the first trained block is frozen, what follows the blocks (a last norm, a pooler) is not.
+    return set(names[: names.index(found[-wanted])])
+
+
+def blocks(inner: Any) -> list[str]:
+    """Returns the names of a backbone's repeated blocks, lowest first: the longest run of like, numbered layers."""
+    groups: dict[tuple[type, str, str], list[str]] = defaultdict(list)
+    for layer in inner.layers:
+        if layer.weights and (found := NUMBERED.match(layer.name)):
+            groups[(type(layer), found[1], found[3])].append(layer.name)
+    return max(groups.values(), key=len, default=[])
+
+
+def _set(layer: Any, trainable: bool) -> None:
+    layer.trainable = trainable
+    for inner in layer._flatten_layers():
+        if isinstance(inner, RANDOM):
+            _set_rate(inner, trainable)
+
+
+RANDOM = (
+    keras.layers.Dropout,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.GaussianDropout,
+    keras.layers.AlphaDropout,
+)
+
+
+def _set_rate(layer: Any, trainable: bool) -> None:
+    """Takes a dropout's rate away while it is frozen: Keras' `trainable` does not put dropout into inference mode."""
+    if not trainable and not hasattr(layer, "_kft_rate"):
+        layer._kft_rate = layer.rate
+        layer.rate = 0.0
+    elif trainable and hasattr(layer, "_kft_rate"):
+        layer.rate = layer._kft_rate
+        del layer._kft_rate

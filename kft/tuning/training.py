@@ -1,0 +1,169 @@
+"""A recipe's training, stage by stage, from built model to saved model. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from kft import metrics as metrics_
+from kft import rundir
+from kft.backbones.backbone import Backbone
+from kft.data.batches import Batches, common_ladder
+from kft.data.encoded import Encoded
+from kft.progress import Progress
+from kft.recipe import Recipe
+from kft.rundir import RunFolder
+from kft.tasks.targets import Target
+from kft.tasks.task import Task
+from kft.tuning import checkpoint, compiling, fit, trainable
+from kft.tuning.checkpoint import Position
+from kft.tuning.evaluating import Evaluator
+
+
+@dataclass
+class Training:
+    """What a training works on.
+
+    Attributes:
+        recipe: says how.
+        task: joins rows to examples.
+        target: says what the outputs mean.
+        names: the metrics.
+        backbone: the part of the model that may be frozen.
+        model: a `keras.Model`.
+        encoded: the splits, encoded.
+        folder: where everything is written.
+        progress: hears of phases and steps.
+        class_weights: a factor for each class, or None.
+        position: where the training stands.
+        interrupt: set it to stop at the next step, with a checkpoint.
+    """
+
+    recipe: Recipe
+    task: Task
+    target: Target
+    names: tuple[str, ...]
+    backbone: Backbone
+    model: Any
+    encoded: Mapping[str, Encoded]
+    folder: RunFolder
+    progress: Progress
+    class_weights: tuple[float, ...] | None = None
+    position: Position = field(default_factory=Position)
+    interrupt: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.rungs = common_ladder(list(self.encoded.values()))
+        self.inputs = tuple(self.model.input.keys())
+        self.evaluator = Evaluator(
+            self.task, self.target, self.names, self.rungs, self.recipe.train.evaluation_batch_size, self.inputs
+        )
+
+    @property
+    def batches(self) -> Batches:
+        """The batches of the training split."""
+        train = self.recipe.train
+        one_hot = train.label_smoothing > 0 and self.target.kind in ("labels", "tags")
+        return Batches(
+            self.encoded["train"],
+            train.batch_size,
+            self.rungs,
+            seed=self.recipe.seed,
+            inputs=self.inputs,
+            classes=self.target.outputs if one_hot else None,
+            class_weights=self.class_weights,
+        )
+
+    @property
+    def steps(self) -> int:
+        """Batches of the whole training."""
+        return len(self.batches) * sum(stage.epochs for stage in self.recipe.stages)
+
+    def run(self, *, resumed: bool) -> None:
+        """Trains all stages, and ends with the weights that the recipe wants.
+
+        Raises:
+            Interrupted: if somebody asked to stop; the run folder can be resumed.
+            Diverged: if the loss turned NaN; the last good weights were kept.
+        """
+        kept = checkpoint.position_of(self.folder.checkpoint) if resumed else None
+        self.position = kept or Position()
+        monitor = self._monitor()
+        first = self.position.stage
+        try:
+            with fit.listening(self.interrupt):
+                for stage in range(first, len(self.recipe.stages)):
+                    self._stage(stage, monitor, restore=kept is not None and stage == first)
+        except fit.Interrupted:
+            self.folder.set_state("interrupted")
+            raise
+        except fit.Diverged:
+            self._keep_last_good()
+            raise
+        fit.take_best(self.model, self.folder)
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Returns the metrics of validation, as they were when the kept weights were new, and of test, used once."""
+        found = {}
+        if self.position.scores:
+            found["validation"] = self.position.scores
+        if "test" in self.encoded:
+            with self.progress.phase("evaluate test"):
+                found["test"] = self.evaluator.score(self.model, self.encoded["test"], self.progress)
+        return found
+
+    def save_model(self) -> None:
+        """Saves the model without optimizer and compile state, so that it loads without kft."""
+        trainable.apply(self.model, self.backbone, "all")
+        plain = keras.Model(self.model.input, self.model.output, name=self.model.name)
+        with rundir.replacing(self.folder.model) as temporary:
+            named = temporary.with_suffix(".saving.keras")
+            try:
+                plain.save(named)
+                named.replace(temporary)
+            finally:
+                named.unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Removes what only an unfinished training needs."""
+        shutil.rmtree(self.folder.checkpoint, ignore_errors=True)
+        self.folder.best.unlink(missing_ok=True)
+
+    def _stage(self, number: int, monitor: fit.Monitor, *, restore: bool) -> None:
+        stages, train = self.recipe.stages, self.recipe.train
+        stage, steps = stages[number], len(self.batches) * stages[number].epochs
+        trainable.apply(self.model, self.backbone, stage.trainable)
+        compiling.compile_model(self.model, train, self.target, steps, stage.learning_rate)
+        if restore:
+            checkpoint.restore(self.folder.checkpoint, self.model)
+        before = sum(earlier.epochs for earlier in stages[:number])
+        # A stage that was stopped early leaves epochs out.
+        self.position.epoch = max(self.position.epoch, before)
+        fit.fit(self.model, self.batches, monitor, stage=number, first_epoch=before, epochs=stage.epochs)
+
+    def _monitor(self) -> fit.Monitor:
+        metric = (self.recipe.watched_metrics or [self.names[0]])[0]
+        validation = self.encoded.get("validation")
+        return fit.Monitor(
+            folder=self.folder,
+            train=self.recipe.train,
+            position=self.position,
+            history=rundir.History(self.folder.history, self.position.step),
+            steps=self.steps,
+            evaluate=None if validation is None else lambda: self.evaluator.score(self.model, validation),
+            metric=metric,
+            higher=metric != "loss" and metrics_.higher_is_better(metric),
+            progress=self.progress,
+            interrupt=self.interrupt,
+        )
+
+    def _keep_last_good(self) -> None:
+        self.folder.set_state("failed")
+        if checkpoint.position_of(self.folder.checkpoint) is not None:
+            checkpoint.restore(self.folder.checkpoint, self.model)
+            self.save_model()
