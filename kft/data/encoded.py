@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 
 from kft.errors import DataError
 from kft.fetch import cache_folder
+from kft.rundir import free_bytes
 
 FORMAT = 1
 
@@ -130,12 +132,17 @@ def write(encoded: Encoded, folder: Path) -> None:
     except OSError as error:
         if (folder / "encoded.json").exists():
             return  # another process was quicker with the same data
-        raise DataError(
-            f"Cannot write encoded data to '{folder.parent}': {error.strerror}. Free some space, or set KFT_CACHE to another folder."
-        ) from None
+        raise DataError(_refusal(folder.parent, error)) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refusal(folder: Path, error: OSError) -> str:
+    """NumPy says of a full disk only how many bytes it took."""
+    free = free_bytes(folder)
+    reason = f"the disk is full, {free / 1e6:.1f} MB free" if error.errno in (None, errno.ENOSPC) else error.strerror
+    return f"Cannot write encoded data to '{folder}': {reason}. Free some space, or set KFT_CACHE to another folder."
 
 
 def read(folder: Path) -> Encoded:

@@ -65,7 +65,7 @@ def read(file: Path, channels: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
             array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"Cannot read the image '{file}': {error}.") from None
     return array[:, :, None] if channels == 1 else array
 

@@ -96,15 +96,11 @@ def rows(table: Table, data: Data, kind: Kind) -> list[list[str]]:
     found = []
     for row, cell in enumerate(cells):
         if isinstance(cell, list):
-            found.append([text_of(value) for value in cell])
+            found.append([_name(table, data.target, row, value) for value in cell])
         elif kind == "multi_label" and data.label_separator is not None and cell is not None:
             found.append([part.strip() for part in str(cell).split(data.label_separator) if part.strip()])
-        elif cell is None or (isinstance(cell, str) and not cell.strip()) or _is_nan(cell):
-            raise DataError(
-                f"{table.where(row)}: no label in column '{data.target}' (received {cell!r}). Fill it in or remove the row."
-            )
         else:
-            found.append([_name(table, data.target, cell)])
+            found.append([_name(table, data.target, row, cell)])
     return found
 
 
@@ -205,11 +201,14 @@ def _is_list(table: Table, data: Data) -> bool:
     return isinstance(next(iter(table.column(str(data.target))), None), list)
 
 
-def _name(table: Table, column: str, cell: Any) -> str:
+def _name(table: Table, column: str, row: int, label: Any) -> str:
     names = table.class_names.get(column)
-    if names is not None and isinstance(cell, int) and 0 <= cell < len(names):
-        return names[cell]
-    return text_of(cell)
+    missing = label is None or (isinstance(label, str) and not label.strip()) or _is_nan(label)
+    if missing or (names is not None and isinstance(label, int) and not 0 <= label < len(names)):
+        raise DataError(
+            f"{table.where(row)}: no label in column '{column}' (received {label!r}). Fill it in or remove the row."
+        )
+    return names[label] if names is not None and isinstance(label, int) else text_of(label)
 
 
 def _flags(table: Table, columns: Sequence[str]) -> list[list[str]]:
@@ -231,10 +230,12 @@ def _class_names(table: Table, data: Data, counts: Counter[str]) -> tuple[str, .
     known = table.class_names.get(data.target)
     if known is not None and set(counts) <= set(known):
         return tuple(known)
+    names = sorted(counts)
     try:
-        return tuple(sorted(counts, key=float))
+        numbers = [float(name) for name in names]
     except ValueError:
-        return tuple(sorted(counts))
+        return tuple(names)
+    return tuple(sorted(names, key=float) if all(map(math.isfinite, numbers)) else names)
 
 
 def _positive(data: Data, labels: tuple[str, ...]) -> int:

@@ -39,17 +39,36 @@ def optimizer(model: Any, train: Train, schedule: Any) -> Any:
         "global_clipnorm": train.clip_norm,
         "gradient_accumulation_steps": train.gradient_accumulation if train.gradient_accumulation > 1 else None,
     }
-    kinds = keras.optimizers
-    made = {
-        "adamw": lambda: kinds.AdamW(weight_decay=train.weight_decay, epsilon=train.epsilon, **options),
-        "adam": lambda: kinds.Adam(epsilon=train.epsilon, **options),
-        "sgd": lambda: kinds.SGD(momentum=0.9, weight_decay=train.weight_decay or None, **options),
-        "lion": lambda: kinds.Lion(weight_decay=train.weight_decay or None, **options),
-        "adafactor": lambda: kinds.Adafactor(weight_decay=train.weight_decay or None, **options),
-    }[train.optimizer]()
+    kinds, decay = keras.optimizers, {"weight_decay": train.weight_decay or None}
+    kind, own = {
+        "adamw": (kinds.AdamW, {"weight_decay": train.weight_decay, "epsilon": train.epsilon}),
+        "adam": (kinds.Adam, {"epsilon": train.epsilon}),
+        "sgd": (kinds.SGD, {"momentum": 0.9, **decay}),
+        "lion": (kinds.Lion, decay),
+        "adafactor": (kinds.Adafactor, decay),
+    }[train.optimizer]
+    made = _summing(kind)(**own, **options)
     if made.weight_decay:
         made.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if _is_exempt(v)])
     return made
+
+
+def _summing(kind: Any) -> Any:
+    """Returns an optimizer class whose gradients are one sum a weight, on every backend.
+
+    TensorFlow gives the gradient of an embedding token by token, and Keras squares the parts apart, in the global norm
+    and in Adam: a token that comes twice in a batch would count otherwise than on jax and torch.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return kind
+    import tensorflow
+
+    class Summing(kind):  # type: ignore[misc]
+        def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+            whole = [None if grad is None else tensorflow.convert_to_tensor(grad) for grad in grads]
+            super().apply(whole, trainable_variables)
+
+    return Summing
 
 
 def _is_exempt(variable: Any) -> bool:

@@ -15,7 +15,7 @@ NUMBERED = re.compile(r"^(.*?)(\d+)(?!.*\d)(.*)$")
 
 
 def apply(model: Any, backbone: Any, trainable: str) -> None:
-    """Freezes what a recipe does not train.
+    """Freezes what a recipe does not train, and what the head does not read, as a pooler beside mean pooling.
 
     Frozen layers do not drop out, and frozen batch normalization keeps its statistics.
 
@@ -29,7 +29,7 @@ def apply(model: Any, backbone: Any, trainable: str) -> None:
     """
     inner = backbone.model if isinstance(backbone, Backbone) else backbone
     model.trainable = True
-    frozen = _frozen(inner, trainable)
+    frozen = _frozen(inner, trainable) | _unread(model, inner)
     for layer in inner.layers:
         _set(layer, layer.name not in frozen)
 
@@ -48,6 +48,19 @@ def _frozen(inner: Any, trainable: str) -> set[str]:
         )
     # All that stands before the first trained block is frozen, what follows the blocks (a last norm, a pooler) is not.
     return set(names[: names.index(found[-wanted])])
+
+
+def _unread(model: Any, inner: Any) -> set[str]:
+    """Returns the names of a backbone's layers that lead to none of the outputs a model goes on with."""
+    read = {id(tensor) for tensor in keras.tree.flatten(model.output)}
+    for operation in model.operations:
+        read |= {id(tensor) for node in operation._inbound_nodes for tensor in node.arguments.keras_tensors}
+    outputs = keras.tree.flatten(inner.output)
+    for node in inner._inbound_nodes:
+        found = [own for own, tensor in zip(outputs, node.output_tensors, strict=True) if id(tensor) in read]
+        if found:
+            return {layer.name for layer in inner.layers} - {layer.name for layer in keras.Model(inner.input, found).layers}
+    return set()
 
 
 def blocks(inner: Any) -> list[str]:

@@ -1,0 +1,101 @@
+"""What the tests share: a place of their own for caches, a tiny vocabulary, tiny data and a tiny recipe."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+# Before anything imports keras: it writes a configuration file into its home.
+_HOME = tempfile.mkdtemp(prefix="kft-tests-")
+os.environ.setdefault("KERAS_HOME", str(Path(_HOME) / "keras"))
+os.environ.setdefault("KFT_CACHE", str(Path(_HOME) / "cache"))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+BACKEND = os.environ.get("KFT_TEST_BACKEND")
+GOOD, BAD = "good great lovely fine excellent superb".split(), "bad awful poor broken terrible sad".split()
+NEUTRAL = "the a film book phone table it was very quite so and".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says why a test that needs a backend, or all three, does not run."""
+    for item in items:
+        if item.get_closest_marker("backend") and BACKEND is None:
+            item.add_marker(pytest.mark.skip(reason="KFT_TEST_BACKEND names no backend"))
+        if item.get_closest_marker("parity") and not os.environ.get("KFT_TEST_PARITY"):
+            item.add_marker(pytest.mark.skip(reason="KFT_TEST_PARITY is not set: needs all three backends"))
+
+
+@pytest.fixture(scope="session")
+def backend() -> str:
+    """The backend under test, active."""
+    assert BACKEND is not None
+    from kft import backend as backends
+
+    return backends.activate(BACKEND)
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a WordPiece vocabulary of a few dozen tokens."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    letters = [prefix + letter for letter in "abcdefghijklmnopqrstuvwxyz" for prefix in ("", "##")]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *NEUTRAL, *letters, ".", ","]
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(tokens)) + "\n", encoding="utf8")
+    return folder
+
+
+def review(rng: random.Random, label: str) -> str:
+    """Returns a sentence in which one word decides."""
+    words = [rng.choice(NEUTRAL) for _ in range(rng.randint(3, 30))]
+    words.insert(rng.randrange(len(words)), rng.choice(GOOD if label == "positive" else BAD))
+    return " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 240 short reviews that a tiny model can learn."""
+    rng = random.Random(0)
+    file = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    labels = ["positive", "negative"] * 120
+    rows = [f"{review(rng, label)},{label}" for label in labels]
+    file.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny(vocabulary: Path, reviews: Path) -> dict:
+    """A recipe that trains in seconds: two narrow BERT blocks from random weights."""
+    size = len((vocabulary / "vocab.txt").read_text(encoding="utf8").split("\n")) - 1
+    return {
+        "task": "text_classification",
+        "model": {
+            "pretrained": False,
+            "architecture": "BertBackbone",
+            "tokenizer": str(vocabulary),
+            "config": {
+                "vocabulary_size": size,
+                "num_layers": 2,
+                "num_heads": 2,
+                "hidden_dim": 16,
+                "intermediate_dim": 32,
+                "max_sequence_length": 64,
+                "dropout": 0.0,
+            },
+            "head_dropout": 0.0,
+            "sequence_length": 48,
+        },
+        "data": {"source": str(reviews), "test": 0.2},
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3, "log_every": 1},
+    }
+
+
+def write_recipe(folder: Path, recipe: dict) -> Path:
+    """Writes a recipe into a folder and returns its file."""
+    file = folder / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe), encoding="utf8")
+    return file
