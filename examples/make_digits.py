@@ -1,4 +1,4 @@
-"""Writes scikit-learn's handwritten digits (1,797 grey images of 8×8 pixels) as PNG files, one folder a digit.
+"""Writes scikit-learn's handwritten digits (1,797 grey images of 8x8 pixels) as PNG files, one folder a digit.
 
     python examples/make_digits.py [FOLDER]
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kft import backend as backends
 from kft import metrics as metrics_
 from kft import recipe as recipes
@@ -202,9 +200,10 @@ def _load_backbone(recipe: Recipe, progress: Progress) -> Backbone:
 
 def _build(recipe: Recipe, task: Task, backbone: Backbone, target: Target, train: Encoded) -> Any:
     from kft.tasks import heads
+    from kft.tuning import trainable
 
     images = train.inputs.get("images")
-    return heads.build(
+    model = heads.build(
         task,
         backbone,
         target,
@@ -214,6 +213,9 @@ def _build(recipe: Recipe, task: Task, backbone: Backbone, target: Target, train
         image_size=None if images is None else tuple(images.shape[1:3]),  # type: ignore[union-attr]
         seed=recipe.seed,
     )
+    for stage in reversed(recipe.stages):  # what cannot be frozen is refused here, before anything is written
+        trainable.apply(model, backbone, stage.trainable)
+    return model
 
 
 def _training(recipe: Recipe, *parts: Any) -> Any:
@@ -246,7 +248,7 @@ def _write_start(
     folder: RunFolder, recipe: Recipe, backend: str, target: Target, encoding: Encoding, train: Encoded
 ) -> None:
     resolved = recipe.model_copy(update={"backend": backend, "output": recipes.Output()})
-    rundir.write_text(folder.recipe, _loadable(resolved))
+    rundir.write_text(folder.recipe, resolved.dump())
     rundir.write_json(folder.labels, target.dump())
     folder.preprocessing.mkdir(exist_ok=True)
     if encoding.tokenizer is not None:
@@ -254,14 +256,6 @@ def _write_start(
     else:
         size = train.inputs["images"].shape[1:3]  # type: ignore[union-attr]
         rundir.write_json(folder.preprocessing / "images.json", {"size": list(size), "channels": encoding.channels})
-
-
-def _loadable(recipe: Recipe) -> str:
-    """Dumps a recipe without the fields that the schema refuses beside others."""
-    values = recipe.model_dump(mode="json")
-    if recipe.train.stages:
-        del values["train"]["epochs"], values["model"]["trainable"]
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, str]:

@@ -306,8 +306,17 @@ def _anchor(values: dict[str, Any], folder: Path) -> None:
         if not isinstance(value, str) or "://" in value or not value:
             continue
         place = folder / Path(value).expanduser()
-        if name in _PATHS_ALWAYS or place.exists():
+        if name in _PATHS_ALWAYS or (place.exists() and _may_be_path(name, value)):
             section[field] = str(place.resolve())  # type: ignore[index]
+
+
+def _may_be_path(name: str, value: Any) -> bool:
+    """Says whether a value may be a local path; a bare word is the name of a split, whatever lies beside the recipe."""
+    if not isinstance(value, str) or "://" in value:
+        return False
+    return (
+        not name.startswith("data.") or name == "data.source" or len(Path(value).parts) > 1 or bool(Path(value).suffix)
+    )
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -315,7 +324,7 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals:
         raise RecipeError(f"'{override}' is not an override. Type it as KEY=VALUE, as in train.epochs=1.")
     value = _typed(name, text)
-    if name in PATH_FIELDS and isinstance(value, str) and "://" not in value and Path(value).exists():
+    if name in PATH_FIELDS and _may_be_path(name, value) and Path(value).exists():
         value = str(Path(value).resolve())
     _put(values, name, value, f"override '{override}': ")
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,8 +20,9 @@ os.environ.setdefault("KFT_CACHE", str(Path(_HOME) / "cache"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 BACKEND = os.environ.get("KFT_TEST_BACKEND")
-GOOD, BAD = "good great lovely fine excellent superb".split(), "bad awful poor broken terrible sad".split()
-NEUTRAL = "the a film book phone table it was very quite so and".split()
+GOOD = ["good", "great", "lovely", "fine", "excellent", "superb"]
+BAD = ["bad", "awful", "poor", "broken", "terrible", "sad"]
+NEUTRAL = ["the", "a", "film", "book", "phone", "table", "it", "was", "very", "quite", "so", "and"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,3 +103,66 @@ def write_recipe(folder: Path, recipe: dict) -> Path:
     file = folder / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe), encoding="utf8")
     return file
+
+
+@pytest.fixture(scope="session")
+def short_reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CSV of 160 reviews of three to six words: with `sequence_length: 8` all batches have one shape."""
+    rng = random.Random(1)
+    file = tmp_path_factory.mktemp("short-reviews") / "reviews.csv"
+    rows = []
+    for label in ["positive", "negative"] * 80:
+        words = [rng.choice(NEUTRAL) for _ in range(rng.randint(2, 5))]
+        words.insert(rng.randint(0, len(words)), rng.choice(GOOD if label == "positive" else BAD))
+        rows.append(f"{' '.join(words)},{label}")
+    file.write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def variant() -> Callable[..., dict]:
+    """Changes fields of a recipe, named as `train.epochs`; None takes a field out."""
+
+    def change(recipe: dict, changes: dict[str, Any]) -> dict:
+        changed = copy.deepcopy(recipe)
+        for name, value in changes.items():
+            *parents, last = name.split(".")
+            place = changed
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            if value is None:
+                place.pop(last, None)
+            else:
+                place[last] = value
+        return changed
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def quick(tiny: dict, short_reviews: Path, variant: Callable[..., dict]) -> dict:
+    """A recipe that learns in some thirty steps of one shape."""
+    return variant(
+        tiny,
+        {
+            "model.sequence_length": 8,
+            "model.config.num_layers": 1,
+            "model.config.max_sequence_length": 8,
+            "model.pooling": "mean",
+            "data.source": str(short_reviews),
+            "train.epochs": 4,
+            "train.learning_rate": 3e-2,
+            "train.metrics": ["accuracy", "f1_macro", "matthews_correlation"],
+        },
+    )
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    backend: str, quick: dict, variant: Callable[..., dict], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The run folder of the quick recipe, complete."""
+    import kft
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return kft.run(variant(quick, {"backend": backend, "output.directory": str(folder)})).run

@@ -93,9 +93,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(values: dict, place: 
         (with_changes(seed=-1), "seed", "-1"),
     ],
 )
-def test_a_wrong_value_is_refused_with_field_value_and_what_is_allowed(
-    values: dict, place: str, received: str
-) -> None:
+def test_a_wrong_value_is_refused_with_field_value_and_what_is_allowed(values: dict, place: str, received: str) -> None:
     message = said(recipes.validate, values, "recipe.yaml")
     assert message.startswith(f"recipe.yaml: Field '{place}': received {received}; ")
     assert len(message) > len(f"recipe.yaml: Field '{place}': received {received}; ") + 10
@@ -250,7 +248,10 @@ def test_changed_checks_again(tmp_path: Path) -> None:
     ("values", "says"),
     [
         (with_changes(train={"stages": [{}], "epochs": 2}), "train.epochs: goes without train.stages"),
-        (with_changes(train={"stages": [{}]}, model={"trainable": "head"}), "model.trainable: goes without train.stages"),
+        (
+            with_changes(train={"stages": [{}]}, model={"trainable": "head"}),
+            "model.trainable: goes without train.stages",
+        ),
         (with_changes(model=RANDOM), "model.architecture: goes without model.preset"),
         ({**PLAIN, "model": {}}, "model.preset: missing. Give a handle, or model.pretrained: false"),
         ({**PLAIN, "model": {"pretrained": False}}, "model.preset: missing."),

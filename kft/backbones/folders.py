@@ -8,6 +8,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,8 @@ def open_folder(path: Path, handle: str, sha256: str | None = None) -> ModelFold
     except ValueError as error:
         raise ModelError(f"Cannot read '{file}': {error}.") from None
     digest = sha256 or _digest_of_weights(path)
+    if not isinstance(config, dict):
+        raise ModelError(f"'{file}' holds {type(config).__name__}, not the fields of a model. Get the file again.")
     if "registered_name" in config or "class_name" in config:
         return ModelFolder(handle, path, "keras_hub", config, digest)
     if "model_type" in config:
@@ -170,7 +173,7 @@ def _digest_of_weights(path: Path) -> str | None:
 
 
 def _offline(handle: str, error: BaseException) -> ModelError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...").removesuffix(".")
     return ModelError(
         f"Cannot fetch '{handle}' from here: {reason}. With a copy on this machine, give its folder instead: "
         "model.preset=/path/to/folder (it has config.json, weights and tokenizer files)."

@@ -180,8 +180,20 @@ def load(folder: Path) -> Tokenizer:
             KerasHub's presets keep under `assets/tokenizer`.
 
     Raises:
-        ModelError: if there is none, or it is of a kind kft does not know.
+        ModelError: if there is none, it cannot be read, or it is of a kind kft does not know.
     """
+    try:
+        return _load(folder)
+    except ModelError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        raise ModelError(
+            f"Cannot read the tokenizer in '{folder}': {str(error).rstrip('.')}. Get its files again, or give "
+            "model.tokenizer, a folder that has them whole."
+        ) from None
+
+
+def _load(folder: Path) -> Tokenizer:
     config = _json(folder / "tokenizer.json")
     if "class_name" in config:
         return _keras_hub(folder, config)
@@ -313,16 +325,26 @@ def _keras_hub(folder: Path, config: dict[str, Any]) -> Tokenizer:
     return KERAS_HUB[name](assets, config.get("config", {}))
 
 
+def _asset(assets: Path, name: str) -> Path:
+    file = assets / name
+    if not file.is_file():
+        raise ModelError(
+            f"The tokenizer of the KerasHub preset has no file '{file}'. Get the preset again, or give model.tokenizer, "
+            "a folder that has one."
+        )
+    return file
+
+
 def _hub_word_piece(assets: Path, config: dict[str, Any]) -> Tokenizer:
-    return _word_piece(assets / "vocabulary.txt", bool(config.get("lowercase", False)))
+    return _word_piece(_asset(assets, "vocabulary.txt"), bool(config.get("lowercase", False)))
 
 
 def _hub_byte_pair(assets: Path, config: dict[str, Any]) -> Tokenizer:
-    return _byte_pair(assets / "vocabulary.json", assets / "merges.txt")
+    return _byte_pair(_asset(assets, "vocabulary.json"), _asset(assets, "merges.txt"))
 
 
 def _hub_sentence_piece(family: str) -> Callable[[Path, dict[str, Any]], Tokenizer]:
-    return lambda assets, config: _sentence_piece(assets / "vocabulary.spm", family)
+    return lambda assets, config: _sentence_piece(_asset(assets, "vocabulary.spm"), family)
 
 
 KERAS_HUB: dict[str, Callable[[Path, dict[str, Any]], Tokenizer]] = {

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from kft.errors import RunFolderError
+from kft.rundir import explained
 
 
 @dataclass
@@ -43,19 +44,19 @@ class Position:
 
 def save(folder: Path, model: Any, position: Position) -> None:
     """Writes weights, optimizer and random states, and the position; the old checkpoint stays until the new is whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder.parent))
-    try:
-        save_file(_state(model), str(temporary / "state.safetensors"))
-        (temporary / "position.json").write_text(json.dumps(asdict(position)), encoding="utf8")
-        old = folder.with_name(".checkpoint-old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.replace(old)
-        temporary.replace(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with explained(folder.parent):
+        temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder.parent))
+        try:
+            save_file(_state(model), str(temporary / "state.safetensors"))
+            (temporary / "position.json").write_text(json.dumps(asdict(position)), encoding="utf8")
+            old = folder.with_name(".checkpoint-old")
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.replace(old)
+            temporary.replace(folder)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def position_of(folder: Path) -> Position | None:
@@ -72,9 +73,7 @@ def restore(folder: Path, model: Any) -> None:
     Raises:
         RunFolderError: if it is of another model.
     """
-    if not (folder / "state.safetensors").exists():
-        folder = folder.with_name(".checkpoint-old")
-    state = load_file(str(folder / "state.safetensors"))
+    state = _read(folder)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     variables = _variables(model)
@@ -86,6 +85,20 @@ def restore(folder: Path, model: Any) -> None:
         variable.assign(state[name])
 
 
+def restore_weights(folder: Path, model: Any) -> None:
+    """Puts a checkpoint's weights into a model that may be compiled for another stage."""
+    state = _read(folder)
+    for i, variable in enumerate(model.variables):
+        variable.assign(state[f"model.{i}"])
+
+
+def _read(folder: Path) -> dict[str, np.ndarray]:
+    if not (folder / "state.safetensors").exists():
+        folder = folder.with_name(".checkpoint-old")
+    found: dict[str, np.ndarray] = load_file(str(folder / "state.safetensors"))
+    return found
+
+
 def _variables(model: Any) -> dict[str, Any]:
     named = {f"model.{i}": variable for i, variable in enumerate(model.variables)}
     return named | {f"optimizer.{i}": variable for i, variable in enumerate(model.optimizer.variables)}
@@ -94,6 +107,9 @@ def _variables(model: Any) -> dict[str, Any]:
 def _state(model: Any) -> dict[str, np.ndarray]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    return {
-        name: np.ascontiguousarray(keras.ops.convert_to_numpy(variable)) for name, variable in _variables(model).items()
-    }
+    return {name: array_of(variable) for name, variable in _variables(model).items()}
+
+
+def array_of(variable: Any) -> np.ndarray:
+    """Returns a variable's value in the layout that safetensors writes; unlike `ascontiguousarray` it keeps scalars."""
+    return np.array(keras.ops.convert_to_numpy(variable), order="C")

@@ -40,13 +40,14 @@ def optimizer(model: Any, train: Train, schedule: Any) -> Any:
         "gradient_accumulation_steps": train.gradient_accumulation if train.gradient_accumulation > 1 else None,
     }
     kinds, decay = keras.optimizers, {"weight_decay": train.weight_decay or None}
-    kind, own = {
+    choices: dict[str, tuple[Any, dict[str, Any]]] = {
         "adamw": (kinds.AdamW, {"weight_decay": train.weight_decay, "epsilon": train.epsilon}),
         "adam": (kinds.Adam, {"epsilon": train.epsilon}),
         "sgd": (kinds.SGD, {"momentum": 0.9, **decay}),
         "lion": (kinds.Lion, decay),
         "adafactor": (kinds.Adafactor, decay),
-    }[train.optimizer]
+    }
+    kind, own = choices[train.optimizer]
     made = _summing(kind)(**own, **options)
     if made.weight_decay:
         made.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if _is_exempt(v)])

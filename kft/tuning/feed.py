@@ -22,17 +22,22 @@ class Feed(keras.utils.PyDataset):  # type: ignore[misc]
 
     def __init__(self, batches: Batches, epoch: int = 0, skip: int = 0) -> None:
         super().__init__()
-        self.batches, self.epoch, self.skip = batches, epoch, skip
-        self._plan = batches.plan(epoch)[skip:]
+        self.batches = batches
+        self.begin(epoch, skip)
+
+    def begin(self, epoch: int, skip: int = 0) -> None:
+        """Takes up an epoch's order, without its first `skip` batches."""
+        self.epoch, self._plan, self._through = epoch, self.batches.plan(epoch)[skip:], False
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __getitem__(self, index: int) -> Batch | tuple[Any, ...]:
+        self._through = index == len(self._plan) - 1
         inputs, targets, weights = self.batches.make(*self._plan[index])
         return (inputs,) if targets is None else (inputs, targets, weights)
 
     def on_epoch_end(self) -> None:
-        """Goes on to the next epoch's order."""
-        self.epoch += 1
-        self._plan = self.batches.plan(self.epoch)
+        """Goes on to the next epoch's order; Keras calls this before the first epoch too, having looked at a batch or two."""
+        if self._through:
+            self.begin(self.epoch + 1)

@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from kft.data.batches import Batches
@@ -71,7 +71,15 @@ class Monitor:
         return value > best + early.min_delta if self.higher else value < best - early.min_delta
 
 
-def fit(model: Any, batches: Batches, monitor: Monitor, *, stage: int, first_epoch: int, epochs: int) -> None:
+def fit(
+    model: Any,
+    batches: Batches,
+    monitor: Monitor,
+    stage: int,
+    *,
+    epochs: tuple[int, int],
+    restore: Callable[[], None] | None = None,
+) -> None:
     """Trains one stage of a compiled model, from where its position stands.
 
     Args:
@@ -79,8 +87,8 @@ def fit(model: Any, batches: Batches, monitor: Monitor, *, stage: int, first_epo
         batches: of the training split.
         monitor: watches; its position says how many epochs and batches are done already.
         stage: the stage's number.
-        first_epoch: epochs of the stages before.
-        epochs: epochs of this stage.
+        epochs: the first epoch of this stage and the one after its last, counted over all stages.
+        restore: puts a checkpoint's state into the model, where a training goes on.
 
     Raises:
         Interrupted: if somebody asked to stop; a checkpoint was written.
@@ -88,26 +96,33 @@ def fit(model: Any, batches: Batches, monitor: Monitor, *, stage: int, first_epo
     """
     position = monitor.position
     position.stage = stage
-    last = first_epoch + epochs
-    callbacks = [_Watch(monitor, len(batches))]
-    while position.epoch < last and not position.stopped:
+    while position.epoch < epochs[1] and not position.stopped:
         # An epoch that was cut off is finished by a call of its own: Keras fixes an epoch's number of batches at the start.
-        end = position.epoch + 1 if position.batch else last
+        end = position.epoch + 1 if position.batch else epochs[1]
         feed = Feed(batches, position.epoch, position.batch)
-        model.fit(feed, initial_epoch=position.epoch, epochs=end, callbacks=callbacks, shuffle=False, verbose=0)
-    position.stopped = False
+        watch, restore = _Watch(monitor, feed, restore), None
+        model.fit(feed, initial_epoch=position.epoch, epochs=end, callbacks=[watch], shuffle=False, verbose=0)
+    if restore is not None:
+        restore()
+    position.stopped, position.waited = False, 0
 
 
 class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
     """Tells the monitor of Keras' steps and epochs."""
 
-    def __init__(self, monitor: Monitor, batches: int) -> None:
+    def __init__(self, monitor: Monitor, feed: Feed, restore: Callable[[], None] | None) -> None:
         super().__init__()
-        self.monitor, self.batches = monitor, batches
+        self.monitor, self.feed, self.batches, self.restore = monitor, feed, len(feed.batches), restore
         self.seen, self.mean, self.logged = 0, 0.0, (0, 0.0)
         self.started = time.perf_counter()
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        # Not before fit: Keras first runs the model once to learn its shapes, which uses up random numbers.
+        if self.restore is not None:
+            self.restore()
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.feed.begin(epoch, self.monitor.position.batch)
         self.seen, self.mean, self.logged = 0, 0.0, (0, 0.0)
         self.started = time.perf_counter()
 
@@ -123,12 +138,12 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
         if position.step % monitor.train.log_every == 0 or position.batch == self.batches:
             self._log()
         monitor.progress.advance(position.step, monitor.steps, self._note())
+        if position.batch >= self.batches:
+            return  # the epoch's end writes the checkpoint, and stops if somebody asked
         every = monitor.train.checkpoint_every
-        at_end = position.batch >= self.batches
-        if monitor.interrupt.is_set() or (every and position.step % every == 0 and not at_end):
+        if monitor.interrupt.is_set() or (every and position.step % every == 0):
             self._checkpoint()
-        if monitor.interrupt.is_set():
-            raise Interrupted(_interrupted(position, monitor.folder))
+        self._stop_if_asked()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         monitor, position = self.monitor, self.monitor.position
@@ -136,11 +151,18 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
         seconds = round(time.perf_counter() - self.started, 3)
         if monitor.evaluate is not None:
             scores = monitor.evaluate()
+            if not math.isfinite(scores["loss"]):
+                raise Diverged(_diverged(position, monitor.folder))
             monitor.history.add(step=position.step, epoch=position.epoch, validation=scores, seconds=seconds)
             self._judge(scores)
             monitor.note = f"validation {monitor.metric} {scores[monitor.metric]:.4f}"
             monitor.progress.note(f"epoch {position.epoch}: loss {self.mean:.4f}, {_listed(scores)}")
         self._checkpoint()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.monitor.interrupt.is_set():
+            raise Interrupted(_interrupted(self.monitor.position, self.monitor.folder))
 
     def _judge(self, scores: dict[str, float]) -> None:
         monitor, position = self.monitor, self.monitor.position
@@ -171,7 +193,7 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
         loss = (self.mean * self.seen - mean * seen) / (self.seen - seen)
         self.logged = (self.seen, self.mean)
         position = self.monitor.position
-        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        rate = float(self.model.optimizer.learning_rate)
         epoch = position.epoch + position.batch / self.batches
         self.monitor.history.add(step=position.step, epoch=round(epoch, 4), loss=loss, learning_rate=rate)
 
@@ -182,7 +204,7 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
 
 def keep_best(model: Any, folder: RunFolder) -> None:
     """Writes a model's weights as the best so far."""
-    arrays = {str(i): np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for i, v in enumerate(model.weights)}
+    arrays = {str(i): checkpoint.array_of(variable) for i, variable in enumerate(model.weights)}
     with replacing(folder.best) as temporary:
         save_file(arrays, str(temporary))
 
@@ -225,10 +247,24 @@ def _interrupted(position: Position, folder: RunFolder) -> str:
     return f"Interrupted after step {position.step}. Type: kft run --resume {folder.path}"
 
 
-def _diverged(position: Position, folder: RunFolder) -> str:
+def last_good(folder: RunFolder, position: Position) -> Path | None:
+    """Returns where the last weights lie that gave a finite loss, after a training diverged at a position."""
     kept = checkpoint.position_of(folder.checkpoint)
-    good = f"those of step {kept.step} were kept in '{folder.path}'" if kept else "the run had kept none yet"
+    if kept is not None:
+        # A step's loss is that of the weights before it, so weights written one step ago are at fault unless validated.
+        proven = kept.step < position.step - (position.batch > 0)
+        if proven or (kept.batch == 0 and kept.scores):
+            return folder.checkpoint
+    return folder.best if folder.best.is_file() else None
+
+
+def _diverged(position: Position, folder: RunFolder) -> str:
+    good = last_good(folder, position)
+    kept = checkpoint.position_of(folder.checkpoint)
+    step = f"those of step {kept.step}" if kept and good == folder.checkpoint else "the best so far"
+    fate = f"{step}, are in '{folder.path}'" if good else "there were none yet"
+    epoch = position.epoch + (position.batch > 0)
     return (
-        f"The loss turned NaN at step {position.step} (epoch {position.epoch + 1}); the last good weights, {good}. "
+        f"The loss turned NaN at step {position.step} (epoch {epoch}); the last good weights: {fate}. "
         "Try a lower train.learning_rate, train.warmup=0.1 or train.precision=float32."
     )

@@ -59,7 +59,8 @@ def _unread(model: Any, inner: Any) -> set[str]:
     for node in inner._inbound_nodes:
         found = [own for own, tensor in zip(outputs, node.output_tensors, strict=True) if id(tensor) in read]
         if found:
-            return {layer.name for layer in inner.layers} - {layer.name for layer in keras.Model(inner.input, found).layers}
+            used = keras.Model(inner.input, found).layers
+            return {layer.name for layer in inner.layers} - {layer.name for layer in used}
     return set()
 
 

@@ -139,12 +139,11 @@ class Training:
         stage, steps = stages[number], len(self.batches) * stages[number].epochs
         trainable.apply(self.model, self.backbone, stage.trainable)
         compiling.compile_model(self.model, train, self.target, steps, stage.learning_rate)
-        if restore:
-            checkpoint.restore(self.folder.checkpoint, self.model)
+        state = (lambda: checkpoint.restore(self.folder.checkpoint, self.model)) if restore else None
         before = sum(earlier.epochs for earlier in stages[:number])
         # A stage that was stopped early leaves epochs out.
         self.position.epoch = max(self.position.epoch, before)
-        fit.fit(self.model, self.batches, monitor, stage=number, first_epoch=before, epochs=stage.epochs)
+        fit.fit(self.model, self.batches, monitor, number, epochs=(before, before + stage.epochs), restore=state)
 
     def _monitor(self) -> fit.Monitor:
         metric = (self.recipe.watched_metrics or [self.names[0]])[0]
@@ -164,6 +163,11 @@ class Training:
 
     def _keep_last_good(self) -> None:
         self.folder.set_state("failed")
-        if checkpoint.position_of(self.folder.checkpoint) is not None:
-            checkpoint.restore(self.folder.checkpoint, self.model)
-            self.save_model()
+        good = fit.last_good(self.folder, self.position)
+        if good is None:
+            return
+        if good == self.folder.checkpoint:
+            checkpoint.restore_weights(good, self.model)
+        else:
+            fit.take_best(self.model, self.folder)
+        self.save_model()

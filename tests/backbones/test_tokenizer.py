@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+
+from kft.backbones import tokenizer as tokenizers_
+from kft.backbones.tokenizer import Tokenizer, pack, read, truncated_lengths
+from kft.errors import ModelError
+
+TEXTS = [
+    "a good film",
+    "A GOOD Film, it was very quite superb.",
+    "naïve café — the book's so-called “plot”",
+    "東京 is far 日本",
+    "tabs\tand\nlines and  two  spaces ",
+    "zero\u200bwidth \x00 control",
+    "1,234.5 + 6e7 = ???",
+    "🙂 fine 🙂",
+    "",
+    "   ",
+    "x" * 130,
+]
+CORPUS = [text for text in TEXTS if text.strip()] + ["the good and the bad", "lovely books and awful films"] * 20
+Folders = dict[str, Path]
+
+
+def random_texts(count: int, most: int, seed: int = 0) -> list[str]:
+    rng = random.Random(seed)
+    words = ["good", "bad", "lovely", "film", "book", "phone", "table", "unbelievable", "it", "was,", "ﬁne", "zzz"]
+    return [" ".join(rng.choice(words) for _ in range(rng.randint(0, most))) for _ in range(count)]
+
+
+def keras_hub_preset(folder: Path, name: str, files: dict[str, Path], **config: Any) -> Path:
+    """The layout in which KerasHub saves a tokenizer."""
+    assets = folder / "assets" / "tokenizer"
+    assets.mkdir(parents=True)
+    for target, source in files.items():
+        shutil.copyfile(source, assets / target)
+    (folder / "tokenizer.json").write_text(
+        json.dumps(
+            {"module": "keras_hub", "class_name": name, "config": config, "registered_name": f"keras_hub>{name}"}
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """One WordPiece vocabulary in three layouts."""
+    root = tmp_path_factory.mktemp("bert")
+    transformers.BertTokenizerFast.from_pretrained(str(vocabulary)).save_pretrained(root / "fast")
+    assert (root / "fast" / "tokenizer.json").exists()
+    files = {"vocabulary.txt": vocabulary / "vocab.txt"}
+    keras_hub_preset(root / "keras_hub", "BertTokenizer", files, lowercase=True)
+    return {"vocab.txt": vocabulary, "tokenizer.json": root / "fast", "keras_hub": root / "keras_hub"}
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """One byte-level BPE in three layouts."""
+    root = tmp_path_factory.mktemp("roberta")
+    inner = tokenizers.ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    inner.train_from_iterator(CORPUS, vocab_size=420, min_frequency=1, special_tokens=special, show_progress=False)
+    plain = root / "plain"
+    plain.mkdir()
+    inner.save_model(str(plain))
+    transformers.RobertaTokenizerFast.from_pretrained(str(plain)).save_pretrained(root / "fast")
+    assert (root / "fast" / "tokenizer.json").exists()
+    files = {"vocabulary.json": plain / "vocab.json", "merges.txt": plain / "merges.txt"}
+    keras_hub_preset(root / "keras_hub", "RobertaTokenizer", files)
+    return {"vocab.json": plain, "tokenizer.json": root / "fast", "keras_hub": root / "keras_hub"}
+
+
+@pytest.fixture(params=["vocab.txt", "tokenizer.json", "keras_hub"])
+def bert_folder(request: pytest.FixtureRequest, bert: Folders) -> Path:
+    return bert[request.param]
+
+
+@pytest.fixture(params=["vocab.json", "tokenizer.json", "keras_hub"])
+def roberta_folder(request: pytest.FixtureRequest, roberta: Folders) -> Path:
+    return roberta[request.param]
+
+
+@pytest.fixture
+def bert_truth(vocabulary: Path) -> Any:
+    return transformers.BertTokenizerFast.from_pretrained(str(vocabulary))
+
+
+@pytest.fixture
+def roberta_truth(roberta: Folders) -> Any:
+    return transformers.RobertaTokenizerFast.from_pretrained(str(roberta["vocab.json"]))
+
+
+def assert_tokenizes_as(ours: Tokenizer, truth: Any) -> None:
+    texts = TEXTS + random_texts(30, 20)
+    assert ours.tokenize(texts) == truth(texts, add_special_tokens=False)["input_ids"]
+    assert (ours.pad_id, ours.unknown_id) == (truth.pad_token_id, truth.unk_token_id)
+    rows, starts, whole = pack(ours, [texts], 512)
+    expected = truth(texts)["input_ids"]
+    assert [row.tolist() for row in rows] == expected
+    assert starts.tolist() == whole.tolist() == [len(ids) for ids in expected]
+
+
+def segments(starts: np.ndarray, rows: list[np.ndarray]) -> list[list[int]]:
+    return [(np.arange(len(row)) >= start).astype(int).tolist() for start, row in zip(starts, rows, strict=True)]
+
+
+def assert_packs_as(ours: Tokenizer, truth: Any) -> None:
+    """Single texts and pairs, cut to all kinds of lengths."""
+    first, second = random_texts(60, 25, seed=1), random_texts(60, 25, seed=2)
+    for length in (8, 9, 13, 32, 33, 400):
+        rows, _, _ = pack(ours, [first], length)
+        assert [row.tolist() for row in rows] == truth(first, truncation=True, max_length=length)["input_ids"]
+        rows, starts, whole = pack(ours, [first, second], length)
+        cut = truth(first, second, truncation="longest_first", max_length=length, return_token_type_ids=True)
+        assert [row.tolist() for row in rows] == cut["input_ids"]
+        assert segments(starts, rows) == cut["token_type_ids"]
+        assert whole.tolist() == [len(ids) for ids in truth(first, second)["input_ids"]]
+
+
+def assert_words_as(ours: Tokenizer, truth: Any) -> None:
+    sentences = [text.split() for text in TEXTS + random_texts(20, 20) if text.split() and "\u200b" not in text]
+    for sentence, words in zip(sentences, ours.tokenize_words(sentences), strict=True):
+        encoded = truth(sentence, is_split_into_words=True, add_special_tokens=False)
+        assert [token for word in words for token in word] == encoded["input_ids"]
+        found = [number for number, word in enumerate(words) for _ in word]
+        assert found == encoded.word_ids()
+
+
+def test_bert_tokenizes_as_transformers_does(bert_folder: Path, bert_truth: Any) -> None:
+    assert_tokenizes_as(tokenizers_.load(bert_folder), bert_truth)
+
+
+def test_bert_packs_and_cuts_as_transformers_does(bert_folder: Path, bert_truth: Any) -> None:
+    assert_packs_as(tokenizers_.load(bert_folder), bert_truth)
+
+
+def test_bert_splits_words_as_transformers_does(bert_folder: Path, bert_truth: Any) -> None:
+    assert_words_as(tokenizers_.load(bert_folder), bert_truth)
+
+
+def test_roberta_tokenizes_as_transformers_does(roberta_folder: Path, roberta_truth: Any) -> None:
+    assert_tokenizes_as(tokenizers_.load(roberta_folder), roberta_truth)
+
+
+def test_roberta_packs_and_cuts_as_transformers_does(roberta_folder: Path, roberta_truth: Any) -> None:
+    assert_packs_as(tokenizers_.load(roberta_folder), roberta_truth)
+
+
+def test_roberta_splits_words_as_transformers_does(roberta_folder: Path, roberta: Folders) -> None:
+    truth = transformers.RobertaTokenizerFast.from_pretrained(str(roberta["vocab.json"]), add_prefix_space=True)
+    assert_words_as(tokenizers_.load(roberta_folder), truth)
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "keras_hub"])
+def test_case_counts_where_the_folder_says_so(vocabulary: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "cased"
+    if name == "vocab.txt":
+        shutil.copytree(vocabulary, folder)
+        (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    else:
+        files = {"vocabulary.txt": vocabulary / "vocab.txt"}
+        keras_hub_preset(folder, "BertTokenizer", files, lowercase=False)
+    truth = transformers.BertTokenizerFast.from_pretrained(str(vocabulary), do_lower_case=False)
+    assert_tokenizes_as(tokenizers_.load(folder), truth)
+
+
+def test_gpt2_has_no_special_tokens_around_a_text(roberta: Folders, tmp_path: Path) -> None:
+    vocabulary = json.loads((roberta["vocab.json"] / "vocab.json").read_text())
+    kept = {token: number for token, number in vocabulary.items() if not token.startswith("<")}
+    renumbered = {token: number for number, token in enumerate([*kept, "<|endoftext|>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(renumbered))
+    shutil.copyfile(roberta["vocab.json"] / "merges.txt", tmp_path / "merges.txt")
+    truth = transformers.GPT2TokenizerFast.from_pretrained(str(tmp_path))
+    truth.pad_token = truth.eos_token
+    assert_tokenizes_as(tokenizers_.load(tmp_path), truth)
+
+
+def test_two_texts_are_cut_as_the_tokenizers_library_cuts_them() -> None:
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    for room in range(1, 12):
+        inner.enable_truncation(room, strategy="longest_first")
+        for first in range(14):
+            for second in range(14):
+                ids = inner.encode(" ".join("a" * first), " ".join("b" * second)).ids
+                assert truncated_lengths(first, second, room) == (ids.count(0), ids.count(1)), (first, second, room)
+
+
+def same(left: Tokenizer, right: Tokenizer) -> bool:
+    texts = TEXTS + random_texts(30, 20)
+    fields = ("template", "pad_id", "unknown_id", "word_prefix", "digest")
+    return left.tokenize(texts) == right.tokenize(texts) and all(
+        getattr(left, name) == getattr(right, name) for name in fields
+    )
+
+
+def test_a_saved_tokenizer_is_read_as_the_same(bert: Folders, roberta: Folders, tmp_path: Path) -> None:
+    for number, folder in enumerate([*bert.values(), *roberta.values()]):
+        ours = tokenizers_.load(folder)
+        ours.save(tmp_path / str(number))
+        assert same(ours, read(tmp_path / str(number)))
+
+
+def test_the_digest_tells_tokenizers_apart(vocabulary: Path, roberta: Folders, tmp_path: Path) -> None:
+    def changed(name: str, change: Callable[[str], str], **settings: Any) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "vocab.txt").write_text(change((vocabulary / "vocab.txt").read_text()))
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+        return tokenizers_.load(folder).digest
+
+    plain = tokenizers_.load(vocabulary).digest
+    assert changed("copy", str) == plain
+    digests = {
+        plain,
+        changed("longer", lambda text: text + "more\n"),
+        changed("other", lambda text: text.replace("good", "goood")),
+        changed("cased", str, do_lower_case=False),
+        tokenizers_.load(roberta["vocab.json"]).digest,
+    }
+    assert len(digests) == 5
+
+
+def test_a_word_without_tokens_is_one_unknown_token(vocabulary: Path) -> None:
+    ours = tokenizers_.load(vocabulary)
+    assert ours.tokenize_words([["good", "\u200b", "\x01", "film"]])[0][1:3] == [[1], [1]]
+
+
+@pytest.fixture(scope="module")
+def albert(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A SentencePiece model as ALBERT has it, in Hugging Face's and in KerasHub's layout."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    root = tmp_path_factory.mktemp("albert")
+    (root / "corpus.txt").write_text("\n".join(text for text in CORPUS if "\x00" not in text), encoding="utf8")
+    plain = root / "plain"
+    plain.mkdir()
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(root / "corpus.txt"),
+        model_prefix=str(plain / "spiece"),
+        vocab_size=120,
+        hard_vocab_limit=False,
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        pad_piece="<pad>",
+        control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+        minloglevel=2,
+    )
+    (plain / "config.json").write_text(json.dumps({"model_type": "albert"}))
+    keras_hub_preset(root / "keras_hub", "AlbertTokenizer", {"vocabulary.spm": plain / "spiece.model"})
+    return {"spiece.model": plain, "keras_hub": root / "keras_hub"}
+
+
+@pytest.mark.parametrize("layout", ["spiece.model", "keras_hub"])
+def test_albert_tokenizes_as_sentencepiece_does(albert: Folders, layout: str, tmp_path: Path) -> None:
+    import sentencepiece
+
+    truth = sentencepiece.SentencePieceProcessor(model_file=str(albert["spiece.model"] / "spiece.model"))
+    ours = tokenizers_.load(albert[layout])
+    texts = TEXTS + random_texts(30, 20)
+    assert ours.tokenize(texts) == [truth.encode(text) for text in texts]
+    start, end = truth.piece_to_id("[CLS]"), truth.piece_to_id("[SEP]")
+    assert (ours.pad_id, ours.unknown_id) == (0, 1) and start > 1 < end
+    rows, starts, _ = pack(ours, [["good film"], ["bad book"]], 64)
+    first, second = truth.encode("good film"), truth.encode("bad book")
+    assert rows[0].tolist() == [start, *first, end, *second, end]
+    assert starts.tolist() == [len(first) + 2]
+    ours.save(tmp_path / "saved")
+    assert same(ours, read(tmp_path / "saved"))
+
+
+def test_the_two_layouts_of_one_sentencepiece_model_are_the_same_tokenizer(albert: Folders) -> None:
+    assert len({tokenizers_.load(folder).digest for folder in albert.values()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"readme.md": "x"}, "No tokenizer in .* \\(there: readme.md\\).*model.tokenizer"),
+        ({}, "No tokenizer in"),
+        ({"tokenizer.json": "{"}, "Cannot read .*tokenizer.json"),
+        ({"tokenizer.json": '{"class_name": "BertTokeniser"}'}, "Did you mean 'BertTokenizer'"),
+        (
+            {"tokenizer.json": '{"class_name": "BertTokenizer", "config": {}}'},
+            "has no file .*assets/tokenizer/vocabulary.txt",
+        ),
+        (
+            {"tokenizer.json": '{"class_name": "RobertaTokenizer", "config": {}}'},
+            "has no file .*assets/tokenizer/vocabulary.json",
+        ),
+        ({"tokenizer.json": '{"model": {"type": "Nonsense"}}'}, "Cannot read the tokenizer in"),
+        ({"vocab.txt": "a\nb\n"}, "Cannot read the tokenizer in .*sep_token not found"),
+        ({"vocab.txt": "[CLS]\n[SEP]\na\n"}, "lacks one of \\[CLS\\], \\[SEP\\], \\[PAD\\]"),
+        ({"vocab.json": "[", "merges.txt": ""}, "Cannot read the tokenizer in"),
+    ],
+)
+def test_a_folder_without_a_tokenizer_that_can_be_read_is_one_line(
+    tmp_path: Path, files: dict[str, str], says: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ModelError, match=says) as caught:
+        tokenizers_.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model"])
+def test_a_sentencepiece_model_that_is_none_is_one_line(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("sentencepiece")
+    (tmp_path / name).write_bytes(b"not a model")
+    with pytest.raises(ModelError, match=f"Cannot read the tokenizer in .*{name}.*model.tokenizer"):
+        tokenizers_.load(tmp_path)
