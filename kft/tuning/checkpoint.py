@@ -16,6 +16,8 @@ from safetensors.numpy import load_file, save_file
 from kft.errors import RunFolderError
 from kft.rundir import explained
 
+GENERATOR = "generator."
+
 
 @dataclass
 class Position:
@@ -77,12 +79,13 @@ def restore(folder: Path, model: Any) -> None:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     variables = _variables(model)
-    if set(state) != set(variables):
+    if {name for name in state if not name.startswith(GENERATOR)} != set(variables):
         raise RunFolderError(
             f"The checkpoint in '{folder}' is of another model: it cannot be resumed with this recipe."
         )
     for name, variable in variables.items():
         variable.assign(state[name])
+    _set_generators(state)
 
 
 def restore_weights(folder: Path, model: Any) -> None:
@@ -107,7 +110,28 @@ def _variables(model: Any) -> dict[str, Any]:
 def _state(model: Any) -> dict[str, np.ndarray]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    return {name: array_of(variable) for name, variable in _variables(model).items()}
+    return {name: array_of(variable) for name, variable in _variables(model).items()} | _generators()
+
+
+def _generators() -> dict[str, np.ndarray]:
+    """Returns the states of torch's own generators, from which its dropout draws; elsewhere variables are all there is."""
+    if keras.backend.backend() != "torch":
+        return {}
+    import torch
+
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+    return {f"{GENERATOR}{place}": state.numpy() for place, state in enumerate(states)}
+
+
+def _set_generators(state: dict[str, np.ndarray]) -> None:
+    if keras.backend.backend() != "torch":
+        return
+    import torch
+
+    torch.set_rng_state(torch.from_numpy(state[f"{GENERATOR}0"]))
+    for place in range(torch.cuda.device_count()):
+        if f"{GENERATOR}{place + 1}" in state:
+            torch.cuda.set_rng_state(torch.from_numpy(state[f"{GENERATOR}{place + 1}"]), place)
 
 
 def array_of(variable: Any) -> np.ndarray:
