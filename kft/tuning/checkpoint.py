@@ -85,7 +85,7 @@ def restore(folder: Path, model: Any) -> None:
         )
     for name, variable in variables.items():
         variable.assign(state[name])
-    _set_generators(state)
+    set_generators(state)
 
 
 def restore_weights(folder: Path, model: Any) -> None:
@@ -110,10 +110,10 @@ def _variables(model: Any) -> dict[str, Any]:
 def _state(model: Any) -> dict[str, np.ndarray]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    return {name: array_of(variable) for name, variable in _variables(model).items()} | _generators()
+    return {name: array_of(variable) for name, variable in _variables(model).items()} | generators()
 
 
-def _generators() -> dict[str, np.ndarray]:
+def generators() -> dict[str, np.ndarray]:
     """Returns the states of torch's own generators, from which its dropout draws; elsewhere variables are all there is."""
     if keras.backend.backend() != "torch":
         return {}
@@ -123,7 +123,8 @@ def _generators() -> dict[str, np.ndarray]:
     return {f"{GENERATOR}{place}": state.numpy() for place, state in enumerate(states)}
 
 
-def _set_generators(state: dict[str, np.ndarray]) -> None:
+def set_generators(state: dict[str, np.ndarray]) -> None:
+    """Puts back what `generators` returned."""
     if keras.backend.backend() != "torch":
         return
     import torch

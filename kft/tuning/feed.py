@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 
 from kft.data.batches import Batch, Batches
 
@@ -23,18 +24,25 @@ class Feed(keras.utils.PyDataset):  # type: ignore[misc]
     def __init__(self, batches: Batches, epoch: int = 0, skip: int = 0) -> None:
         super().__init__()
         self.batches = batches
+        self._first_looks: list[tuple[np.ndarray, int]]
         self.begin(epoch, skip)
+        # Keras on TensorFlow looks at two batches before it begins, to learn which dimensions vary; what is left of an
+        # epoch may begin with two of one length.
+        looks = batches.plan(epoch)[:2] if skip and len(self._plan) > 1 else []
+        self._first_looks = looks
 
     def begin(self, epoch: int, skip: int = 0) -> None:
         """Takes up an epoch's order, without its first `skip` batches."""
         self.epoch, self._plan, self._through = epoch, self.batches.plan(epoch)[skip:], False
+        self._first_looks = []
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __getitem__(self, index: int) -> Batch | tuple[Any, ...]:
+        plan = self._first_looks or self._plan
         self._through = index == len(self._plan) - 1
-        inputs, targets, weights = self.batches.make(*self._plan[index])
+        inputs, targets, weights = self.batches.make(*plan[index])
         return (inputs,) if targets is None else (inputs, targets, weights)
 
     def on_epoch_end(self) -> None:

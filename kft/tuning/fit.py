@@ -123,8 +123,14 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.feed.begin(epoch, self.monitor.position.batch)
+        self.generators = checkpoint.generators()
         self.seen, self.mean, self.logged = 0, 0.0, (0, 0.0)
         self.started = time.perf_counter()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        # torch's data loader draws a number whenever it starts, which is once more where an epoch was cut off.
+        if self.seen == 0:
+            checkpoint.set_generators(self.generators)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         monitor, position = self.monitor, self.monitor.position
