@@ -25,7 +25,13 @@ each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.ste
 def test_the_promised_recipes_are_there() -> None:
     sources = {recipe.load(path).data.source for path in RECIPES}
     promised = {f"tfds://glue/{name}" for name in GLUE} | {f"tfds://super_glue/{name}" for name in SUPER_GLUE}
-    promised |= {"hf://datasets/leondz/wnut_17", str(EXAMPLES / "digits"), "tfds://imdb_reviews", "tfds://ag_news_subset", str(EXAMPLES / "data" / "reviews.csv")}
+    promised |= {
+        "hf://datasets/leondz/wnut_17",
+        str(EXAMPLES / "digits"),
+        "tfds://imdb_reviews",
+        "tfds://ag_news_subset",
+        str(EXAMPLES / "data" / "reviews.csv"),
+    }
     assert promised <= sources
 
 

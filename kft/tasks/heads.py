@@ -92,7 +92,7 @@ def pool(features: Any, inputs: dict[str, Any], pooling: str) -> Any:
         ModelError: if the backbone has no pooler and one is asked for.
     """
     tokens = features["sequence_output"] if isinstance(features, dict) else features
-    mask = inputs["padding_mask"]
+    mask = inputs.get("padding_mask")
     if pooling == "pooled":
         if not isinstance(features, dict) or "pooled_output" not in features:
             raise ModelError("model.pooling: this backbone has no pooler. Allowed: first, mean, last.")
@@ -100,6 +100,10 @@ def pool(features: Any, inputs: dict[str, Any], pooling: str) -> Any:
     if pooling == "mean":
         return keras.layers.GlobalAveragePooling1D(name="mean_pooling")(tokens, mask=mask)
     if pooling == "last":
+        if mask is None:
+            raise ModelError(
+                "model.pooling: this backbone has no padding mask to find the last token by. Allowed: first, mean."
+            )
         position = keras.ops.sum(mask, axis=1, keepdims=True) - 1
         return keras.ops.squeeze(keras.ops.take_along_axis(tokens, position[:, :, None], axis=1), axis=1)
     return keras.layers.Dense(tokens.shape[-1], activation="tanh", name="head_dense")(tokens[:, 0, :])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -29,25 +30,28 @@ def apply(model: Any, backbone: Any, trainable: str) -> None:
     """
     inner = backbone.model if isinstance(backbone, Backbone) else backbone
     model.trainable = True
-    frozen = _frozen(inner, trainable) | _unread(model, inner)
+    unread = _unread(model, inner)
     for layer in inner.layers:
-        _set(layer, layer.name not in frozen)
+        _set(layer, layer.name not in unread)
+    for layer in _frozen(inner, trainable):
+        _set(layer, False)
 
 
-def _frozen(inner: Any, trainable: str) -> set[str]:
-    names = [layer.name for layer in inner.layers]
+def _frozen(inner: Any, trainable: str) -> list[Any]:
     if trainable == "all":
-        return set()
+        return []
     if trainable == "head":
-        return set(names)
+        return list(inner.layers)
     wanted = int(trainable.removeprefix("top:"))
-    found = blocks(inner)
+    holder, found = _run(inner)
     if wanted > len(found):
         raise ModelError(
             f"trainable: top:{wanted}, but {inner.name} has {len(found)} blocks. Allowed: top:1 to top:{len(found)}."
         )
     # All that stands before the first trained block is frozen, what follows the blocks (a last norm, a pooler) is not.
-    return set(names[: names.index(found[-wanted])])
+    if holder is None:
+        return list(inner.layers[: inner.layers.index(found[-wanted])])
+    return [*inner.layers[: inner.layers.index(holder)], *found[:-wanted]]
 
 
 def _unread(model: Any, inner: Any) -> set[str]:
@@ -65,11 +69,28 @@ def _unread(model: Any, inner: Any) -> set[str]:
 
 
 def blocks(inner: Any) -> list[str]:
-    """Returns the names of a backbone's repeated blocks, lowest first: the longest run of like, numbered layers."""
-    groups: dict[tuple[type, str, str], list[str]] = defaultdict(list)
-    for layer in inner.layers:
-        if layer.weights and (found := NUMBERED.match(layer.name)):
-            groups[(type(layer), found[1], found[3])].append(layer.name)
+    """Returns the names of a backbone's repeated blocks, lowest first: the longest run of like, numbered layers.
+
+    They are looked for among its layers, and inside a layer that holds them all, as a vision transformer's encoder does.
+    """
+    return [layer.name for layer in _run(inner)[1]]
+
+
+def _run(inner: Any) -> tuple[Any, list[Any]]:
+    """Returns the layer that holds the blocks, None where the backbone itself does, and the blocks."""
+    found = _numbered(inner.layers)
+    if len(found) > 1:
+        return None, found
+    nested = [(layer, _numbered(getattr(layer, "_layers", []))) for layer in inner.layers]
+    holder, longest = max(nested, key=lambda pair: len(pair[1]))
+    return (holder, longest) if len(longest) > len(found) else (None, found)
+
+
+def _numbered(layers: Sequence[Any]) -> list[Any]:
+    groups: dict[tuple[type, str, str], list[Any]] = defaultdict(list)
+    for layer in layers:
+        if layer.weights and (match := NUMBERED.match(layer.name)):
+            groups[(type(layer), match[1], match[3])].append(layer)
     return max(groups.values(), key=len, default=[])
 
 
