@@ -66,7 +66,8 @@ def _summing(kind: Any) -> Any:
 
     class Summing(kind):  # type: ignore[misc]
         def apply(self, grads: Any, trainable_variables: Any = None) -> None:
-            whole = [None if grad is None else tensorflow.convert_to_tensor(grad) for grad in grads]
+            # As float32, since the norm of gradients of several types could not be multiplied with each of them.
+            whole = [None if g is None else tensorflow.cast(tensorflow.convert_to_tensor(g), "float32") for g in grads]
             super().apply(whole, trainable_variables)
 
     return Summing

@@ -12,6 +12,7 @@ import keras
 from kft.backbones.backbone import Backbone
 from kft.errors import ModelError
 
+BLOCK = re.compile(r"^(.*block_?\d+[a-z]?)(?:_|$)")
 NUMBERED = re.compile(r"^(.*?)(\d+)(?!.*\d)(.*)$")
 
 
@@ -72,18 +73,27 @@ def blocks(inner: Any) -> list[str]:
     """Returns the names of a backbone's repeated blocks, lowest first: the longest run of like, numbered layers.
 
     They are looked for among its layers, and inside a layer that holds them all, as a vision transformer's encoder does.
+    Layers named after a block, as `stack1_block0_2_conv`, are one block together, which goes by its first layer's name.
     """
     return [layer.name for layer in _run(inner)[1]]
 
 
 def _run(inner: Any) -> tuple[Any, list[Any]]:
     """Returns the layer that holds the blocks, None where the backbone itself does, and the blocks."""
-    found = _numbered(inner.layers)
+    found = _named(inner.layers) or _numbered(inner.layers)
     if len(found) > 1:
         return None, found
     nested = [(layer, _numbered(getattr(layer, "_layers", []))) for layer in inner.layers]
     holder, longest = max(nested, key=lambda pair: len(pair[1]))
     return (holder, longest) if len(longest) > len(found) else (None, found)
+
+
+def _named(layers: Sequence[Any]) -> list[Any]:
+    first: dict[str, Any] = {}
+    for layer in layers:
+        if match := BLOCK.match(layer.name):
+            first.setdefault(match[1], layer)
+    return list(first.values()) if len(first) > 1 else []
 
 
 def _numbered(layers: Sequence[Any]) -> list[Any]:
