@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import keras
 import keras_hub
+import numpy as np
+from safetensors import safe_open
 
 from kft import backend
 from kft.backbones.backbone import Backbone, Images
@@ -31,10 +34,11 @@ def load(config: Model, progress: Progress | None = None) -> Backbone:
         return _from_configuration(config)
     folder = locate(config.preset, config.sha256, progress)
     model = _build(folder, config)
-    tokenizer = _tokenizer(config, folder.path)
+    if config.pretrained and folder.config.get("model_type") == "roberta":
+        _add_segment(model, folder.path)
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
     if isinstance(model.input, dict):
-        return Backbone(model, "text", _pooling(model, folder), tokenizer, origin=origin)
+        return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)
     return Backbone(model, "image", "mean", images=_images(model, folder, config), origin=origin)
 
 
@@ -85,6 +89,24 @@ def _build(folder: ModelFolder, config: Model) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"KerasHub cannot build '{folder.handle}' ({folder.format}): {reason}") from None
+
+
+def _add_segment(model: Any, path: Path) -> None:
+    """Adds a RoBERTa's one segment vector to its positions, where KerasHub left it out.
+
+    It is 0 in the first RoBERTa and no longer in models that were trained further.
+    """
+    found: dict[str, np.ndarray] = {}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            wanted = ("position_embeddings.weight", "token_type_embeddings.weight")
+            names = [name for name in tensors.keys() if name.endswith(wanted)]  # noqa: SIM118
+            found |= {name.split(".")[-2]: tensors.get_tensor(name) for name in names}
+    variable = model.embeddings.position_embedding.position_embeddings
+    positions, segment = found.get("position_embeddings"), found.get("token_type_embeddings")
+    if positions is not None and segment is not None:
+        if np.array_equal(keras.ops.convert_to_numpy(variable), positions[-variable.shape[0] :]):
+            variable.assign_add(segment[0])
 
 
 def _class(folder: ModelFolder) -> Any:
