@@ -86,7 +86,7 @@ def _model(recipe: Recipe, found: Findings, progress: Progress) -> Tokenizer | N
         scheme, _, rest = model.preset.rpartition("://")
         if scheme in ("", "kerashub", "kaggle", "hf") and not Path(model.preset).is_dir():
             if scheme in ("", "kerashub"):
-                folders.preset(model.preset, rest)
+                _preset(model.preset, rest, found)
             found.model = {"preset": model.preset}
             found.notes.append(
                 f"{model.preset} is fetched when the run begins: its files and the lengths in tokens are not checked here."
@@ -101,6 +101,14 @@ def _model(recipe: Recipe, found: Findings, progress: Progress) -> Tokenizer | N
     if not place.is_dir():
         raise ModelError(f"model.tokenizer: no folder at '{place}'.")
     return tokenizers.load(place)
+
+
+def _preset(handle: str, name: str, found: Findings) -> None:
+    """Refuses what is no preset; where KerasHub is not installed a bare name may be one."""
+    if folders.presets() or not name.isidentifier():
+        folders.preset(handle, name)
+    else:
+        found.notes.append(f"keras-hub is not installed here: whether '{name}' is one of its presets is not checked.")
 
 
 def _weights(recipe: Recipe, folder: Path) -> None:

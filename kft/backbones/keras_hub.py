@@ -103,10 +103,11 @@ def _add_segment(model: Any, path: Path) -> None:
             names = [name for name in tensors.keys() if name.endswith(wanted)]  # noqa: SIM118
             found |= {name.split(".")[-2]: tensors.get_tensor(name) for name in names}
     variable = model.embeddings.position_embedding.position_embeddings
-    positions, segment = found.get("position_embeddings"), found.get("token_type_embeddings")
-    if positions is not None and segment is not None:
-        if np.array_equal(keras.ops.convert_to_numpy(variable), positions[-variable.shape[0] :]):
-            variable.assign_add(segment[0])
+    left_out = len(found) == 2 and np.array_equal(
+        keras.ops.convert_to_numpy(variable), found["position_embeddings"][-variable.shape[0] :]
+    )
+    if left_out:
+        variable.assign_add(found["token_type_embeddings"][0])
 
 
 def _class(folder: ModelFolder) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 
 from kft.data.batches import Batch, Batches
 
@@ -24,28 +23,33 @@ class Feed(keras.utils.PyDataset):  # type: ignore[misc]
     def __init__(self, batches: Batches, epoch: int = 0, skip: int = 0) -> None:
         super().__init__()
         self.batches = batches
-        self._first_looks: list[tuple[np.ndarray, int]]
         self.begin(epoch, skip)
-        # Keras on TensorFlow looks at two batches before it begins, to learn which dimensions vary; what is left of an
-        # epoch may begin with two of one length.
-        looks = batches.plan(epoch)[:2] if skip and len(self._plan) > 1 else []
-        self._first_looks = looks
+        self._before_epoch = True
 
     def begin(self, epoch: int, skip: int = 0) -> None:
         """Takes up an epoch's order, without its first `skip` batches."""
-        self.epoch, self._plan, self._through = epoch, self.batches.plan(epoch)[skip:], False
-        self._first_looks = []
+        self.epoch, self._plan = epoch, self.batches.plan(epoch)[skip:]
+        self._through = self._before_epoch = False
 
     def __len__(self) -> int:
         return len(self._plan)
 
     def __getitem__(self, index: int) -> Batch | tuple[Any, ...]:
-        plan = self._first_looks or self._plan
+        rows, length = self._plan[index]
+        # Keras on TensorFlow looks at two batches beforehand, to learn which dimensions vary; they may be of one length
+        # where those of another epoch are not.
+        if self._before_epoch and index == 1 and length == self._plan[0][1] > 0:
+            length += 1
         self._through = index == len(self._plan) - 1
-        inputs, targets, weights = self.batches.make(*plan[index])
+        inputs, targets, weights = self.batches.make(rows, length)
         return (inputs,) if targets is None else (inputs, targets, weights)
+
+    def on_epoch_begin(self) -> None:
+        """Ends what Keras does before an epoch."""
+        self._before_epoch = False
 
     def on_epoch_end(self) -> None:
         """Goes on to the next epoch's order; Keras calls this before the first epoch too, having looked at a batch or two."""
         if self._through:
             self.begin(self.epoch + 1)
+        self._before_epoch = True
