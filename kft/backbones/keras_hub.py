@@ -15,6 +15,7 @@ from safetensors import safe_open
 from kft import backend
 from kft.backbones.backbone import Backbone, Images
 from kft.backbones.folders import ModelFolder, locate
+from kft.backbones.renamed import folder_for
 from kft.backbones.tokenizer import Tokenizer
 from kft.backbones.tokenizer import load as load_tokenizer
 from kft.errors import KftError, ModelError, unknown
@@ -77,13 +78,14 @@ def _dropout(cls: Any, config: Model) -> dict[str, Any]:
 
 def _build(folder: ModelFolder, config: Model) -> Any:
     changes = dict(config.config)
+    path = folder_for(folder) if config.pretrained else folder.path
     try:
         with backend.without_tensorflow():
             if config.dropout is not None:
                 changes |= _dropout(_class(folder), config)
             if config.image_size is not None:
                 changes["image_shape"] = (config.image_size, config.image_size, 3)
-            return keras_hub.models.Backbone.from_preset(str(folder.path), load_weights=config.pretrained, **changes)
+            return keras_hub.models.Backbone.from_preset(str(path), load_weights=config.pretrained, **changes)
     except KftError:
         raise
     except Exception as error:

@@ -133,6 +133,21 @@ def test_hidden_states_are_those_of_transformers(
         np.testing.assert_allclose(state, theirs[row][mask.numpy()], atol=1e-4)
 
 
+@pytest.mark.parametrize("family", STYLES)
+def test_a_model_saved_without_a_head_has_the_same_weights(
+    folder_of: Callable[[str], tuple[Path, Any, Any]], family: str, tmp_path: Path
+) -> None:
+    folder, model, tokenizer = folder_of(family)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    states, _ = ours(kft.load_backbone(str(tmp_path)), [TEXTS])
+    again, _ = ours(kft.load_backbone(str(tmp_path)), [TEXTS])  # from the copy in the cache
+    wanted, _ = ours(kft.load_backbone(str(folder)), [TEXTS])
+    for state, second, other in zip(states, again, wanted, strict=True):
+        np.testing.assert_allclose(state, other, atol=1e-6)
+        np.testing.assert_array_equal(state, second)
+
+
 def test_images_are_scaled_and_seen_as_transformers_does(backend: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

@@ -1,0 +1,65 @@
+"""Weights that were saved without a head, under the names that KerasHub looks for.
+
+transformers names the weights of `RobertaModel` otherwise than those of `RobertaForMaskedLM`, whose encoder has the
+prefix `roberta.`; of some families KerasHub knows the second kind only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from kft.backbones.folders import ModelFolder
+from kft.fetch import cache_folder
+from kft.rundir import explained
+
+PREFIXES = {
+    "roberta": "roberta.",
+    "xlm-roberta": "roberta.",
+    "distilbert": "distilbert.",
+    "albert": "albert.",
+    "vit": "vit.",
+}
+
+
+def folder_for(folder: ModelFolder) -> Path:
+    """Returns the folder that KerasHub can read: the model's own, or a copy in the cache with other names."""
+    prefix = PREFIXES.get(str(folder.config.get("model_type")))
+    files = sorted(folder.path.glob("*.safetensors"))
+    if folder.format != "hugging_face" or prefix is None or not files:
+        return folder.path
+    if any(name.startswith(prefix) for file in files for name in _names(file)):
+        return folder.path
+    key = hashlib.sha256(f"{folder.sha256} {folder.path.resolve()}".encode()).hexdigest()[:32]
+    place = cache_folder() / "renamed" / key
+    if not (place / "config.json").exists():
+        _write(folder.path, files, prefix, place)
+    return place
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="numpy") as tensors:
+        return list(tensors.keys())
+
+
+def _write(source: Path, files: list[Path], prefix: str, place: Path) -> None:
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        with safe_open(file, framework="numpy") as found:
+            tensors |= {prefix + name: found.get_tensor(name) for name in _names(file)}
+    with explained(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".renaming-", dir=place.parent))
+        try:
+            save_file(tensors, str(temporary / "model.safetensors"))
+            shutil.copyfile(source / "config.json", temporary / "config.json")
+            if not place.exists():
+                temporary.replace(place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
