@@ -16,7 +16,7 @@ from kft import rundir
 from kft.backbones.backbone import Backbone
 from kft.data import load as load_data
 from kft.data.encoded import Encoded, cached
-from kft.data.table import Splits, Table
+from kft.data.table import Table
 from kft.errors import RunFolderError
 from kft.progress import Progress
 from kft.recipe import Recipe
@@ -25,6 +25,7 @@ from kft.tasks import TASKS
 from kft.tasks import targets as targets_
 from kft.tasks.targets import Target
 from kft.tasks.task import Encoding, Task
+from kft.tuning.prepared import Prepared
 
 
 @dataclass(frozen=True)
@@ -57,30 +58,14 @@ class Report:
         }
 
 
-def run(
-    recipe: Recipe, progress: Progress | None = None, *, name: str = "run", resume: RunFolder | None = None
-) -> Report:
-    """Carries out a recipe: loads, encodes, builds, fits, evaluates, and writes the run folder.
-
-    Args:
-        recipe: what to do.
-        progress: hears of phases and steps.
-        name: what a run folder without a name of its own is called after.
-        resume: an interrupted run to go on with.
-
-    Returns:
-        The report; the same as `report.json` in the run folder.
+def prepare(recipe: Recipe, progress: Progress) -> Prepared:
+    """Imports the backend, loads data and model, encodes and builds; writes nothing but caches.
 
     Raises:
-        KftError: if the recipe, its data or its model cannot be used, before anything is written.
-        RunFailed: if training did not reach its end; the run folder says how to go on.
+        KftError: if the recipe, its data or its model cannot be used.
     """
-    progress = progress or Progress()
     task: Task = TASKS.load(recipe.task)
     backend = backends.choose(recipe.backend)
-    place = _folder(recipe, name, backend)
-    if resume is None:
-        rundir.refuse_occupied(place)
     with progress.phase("import"):
         backends.activate(backend)
     _set_up(recipe)
@@ -98,17 +83,46 @@ def run(
         encoded = {split: encode(task, table, encoding, target) for split, table in splits.items()}
     with progress.phase("build"):
         model = _build(recipe, task, backbone, target, encoded["train"])
-    folder = resume or rundir.create(place)
-    details = _details(recipe, splits, backbone, model)
+        weights = targets_.weights_of_classes(recipe.train.class_weights, splits.train, target, recipe.data)
+    return Prepared(
+        recipe, backend, task, target, names, splits, backbone, encoding, encoded, model, class_weights=weights
+    )
+
+
+def run(
+    recipe: Recipe, progress: Progress | None = None, *, name: str = "run", resume: RunFolder | None = None
+) -> Report:
+    """Carries out a recipe: prepares, fits, evaluates, and writes the run folder.
+
+    Args:
+        recipe: what to do.
+        progress: hears of phases and steps.
+        name: what a run folder without a name of its own is called after.
+        resume: an interrupted run to go on with.
+
+    Returns:
+        The report; the same as `report.json` in the run folder.
+
+    Raises:
+        KftError: if the recipe, its data or its model cannot be used, before anything is written.
+        RunFailed: if training did not reach its end; the run folder says how to go on.
+    """
+    progress = progress or Progress()
+    backend = backends.choose(recipe.backend)
+    place = _folder(recipe, name, backend)
     if resume is None:
-        _write_start(folder, recipe, backend, target, encoding, encoded["train"])
+        rundir.refuse_occupied(place)
+    prepared = prepare(recipe.model_copy(update={"backend": backend}), progress)
+    folder = resume or rundir.create(place)
+    details = _details(prepared)
+    if resume is None:
+        _write_start(folder, prepared)
     elif rundir.read_json(folder.path / "start.json").get("data") != details["sha256"]["data"]:
         raise RunFolderError(
             f"The data of the run at '{folder.path}' have changed since it began; it cannot be resumed. Start a new run."
         )
     rundir.write_json(folder.path / "start.json", {"data": details["sha256"]["data"]})
-    training = _training(recipe, task, target, names, backbone, model, encoded, folder, progress)
-    training.class_weights = targets_.weights_of_classes(recipe.train.class_weights, splits.train, target, recipe.data)
+    training = _training(prepared, folder, progress)
     with progress.phase("train"):
         training.run(resumed=resume is not None)
     scores = training.scores()
@@ -218,10 +232,10 @@ def _build(recipe: Recipe, task: Task, backbone: Backbone, target: Target, train
     return model
 
 
-def _training(recipe: Recipe, *parts: Any) -> Any:
+def _training(prepared: Prepared, folder: RunFolder, progress: Progress) -> Any:
     from kft.tuning.training import Training
 
-    return Training(recipe, *parts)
+    return Training(prepared, folder, progress)
 
 
 def _digest_of_files(task: Task, table: Table, encoding: Encoding) -> str:
@@ -233,28 +247,27 @@ def _digest_of_files(task: Task, table: Table, encoding: Encoding) -> str:
     return digest.hexdigest()
 
 
-def _details(recipe: Recipe, splits: Splits, backbone: Backbone, model: Any) -> dict[str, Any]:
+def _details(prepared: Prepared) -> dict[str, Any]:
     return {
         "device": backends.devices(),
         "versions": backends.versions(),
-        "seed": recipe.seed,
-        "sha256": {"weights": backbone.origin.get("sha256"), "data": splits.sha256()},
-        "examples": {name: len(table) for name, table in splits.items()},
-        "parameters": int(model.count_params()),
+        "seed": prepared.recipe.seed,
+        "sha256": {"weights": prepared.backbone.origin.get("sha256"), "data": prepared.splits.sha256()},
+        "examples": {name: len(table) for name, table in prepared.splits.items()},
+        "parameters": int(prepared.model.count_params()),
     }
 
 
-def _write_start(
-    folder: RunFolder, recipe: Recipe, backend: str, target: Target, encoding: Encoding, train: Encoded
-) -> None:
-    resolved = recipe.model_copy(update={"backend": backend, "output": recipes.Output()})
+def _write_start(folder: RunFolder, prepared: Prepared) -> None:
+    encoding = prepared.encoding
+    resolved = prepared.recipe.model_copy(update={"backend": prepared.backend, "output": recipes.Output()})
     rundir.write_text(folder.recipe, resolved.dump())
-    rundir.write_json(folder.labels, target.dump())
+    rundir.write_json(folder.labels, prepared.target.dump())
     folder.preprocessing.mkdir(exist_ok=True)
     if encoding.tokenizer is not None:
         encoding.tokenizer.save(folder.preprocessing)
     else:
-        size = train.inputs["images"].shape[1:3]  # type: ignore[union-attr]
+        size = prepared.encoded["train"].inputs["images"].shape[1:3]  # type: ignore[union-attr]
         rundir.write_json(folder.preprocessing / "images.json", {"size": list(size), "channels": encoding.channels})
 
 

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def fit(
     *,
     epochs: tuple[int, int],
     restore: Callable[[], None] | None = None,
+    callbacks: Sequence[Any] = (),
 ) -> None:
     """Trains one stage of a compiled model, from where its position stands.
 
@@ -89,6 +90,7 @@ def fit(
         stage: the stage's number.
         epochs: the first epoch of this stage and the one after its last, counted over all stages.
         restore: puts a checkpoint's state into the model, where a training goes on.
+        callbacks: further Keras callbacks, told of each step before kft's own.
 
     Raises:
         Interrupted: if somebody asked to stop; a checkpoint was written.
@@ -101,7 +103,9 @@ def fit(
         end = position.epoch + 1 if position.batch else epochs[1]
         feed = Feed(batches, position.epoch, position.batch)
         watch, restore = _Watch(monitor, feed, restore), None
-        model.fit(feed, initial_epoch=position.epoch, epochs=end, callbacks=[watch], shuffle=False, verbose=0)
+        model.fit(
+            feed, initial_epoch=position.epoch, epochs=end, callbacks=[*callbacks, watch], shuffle=False, verbose=0
+        )
     if restore is not None:
         restore()
     position.stopped, position.waited = False, 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,17 +12,13 @@ import keras
 
 from kft import metrics as metrics_
 from kft import rundir
-from kft.backbones.backbone import Backbone
 from kft.data.batches import Batches, common_ladder
-from kft.data.encoded import Encoded
 from kft.progress import Progress
-from kft.recipe import Recipe
 from kft.rundir import RunFolder
-from kft.tasks.targets import Target
-from kft.tasks.task import Task
 from kft.tuning import checkpoint, compiling, fit, trainable
 from kft.tuning.checkpoint import Position
 from kft.tuning.evaluating import Evaluator
+from kft.tuning.prepared import Prepared
 
 
 @dataclass
@@ -30,53 +26,47 @@ class Training:
     """What a training works on.
 
     Attributes:
-        recipe: says how.
-        task: joins rows to examples.
-        target: says what the outputs mean.
-        names: the metrics.
-        backbone: the part of the model that may be frozen.
-        model: a `keras.Model`.
-        encoded: the splits, encoded.
+        prepared: recipe, data and model.
         folder: where everything is written.
         progress: hears of phases and steps.
-        class_weights: a factor for each class, or None.
+        callbacks: further Keras callbacks, told of each step.
         position: where the training stands.
         interrupt: set it to stop at the next step, with a checkpoint.
     """
 
-    recipe: Recipe
-    task: Task
-    target: Target
-    names: tuple[str, ...]
-    backbone: Backbone
-    model: Any
-    encoded: Mapping[str, Encoded]
+    prepared: Prepared
     folder: RunFolder
     progress: Progress
-    class_weights: tuple[float, ...] | None = None
+    callbacks: Sequence[Any] = ()
     position: Position = field(default_factory=Position)
     interrupt: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
+        self.recipe, self.model, self.encoded = self.prepared.recipe, self.prepared.model, self.prepared.encoded
         self.rungs = common_ladder(list(self.encoded.values()))
         self.inputs = tuple(self.model.input.keys())
         self.evaluator = Evaluator(
-            self.task, self.target, self.names, self.rungs, self.recipe.train.evaluation_batch_size, self.inputs
+            self.prepared.task,
+            self.prepared.target,
+            self.prepared.names,
+            self.rungs,
+            self.recipe.train.evaluation_batch_size,
+            self.inputs,
         )
 
     @property
     def batches(self) -> Batches:
         """The batches of the training split."""
         train = self.recipe.train
-        one_hot = train.label_smoothing > 0 and self.target.kind in ("labels", "tags")
+        one_hot = train.label_smoothing > 0 and self.prepared.target.kind in ("labels", "tags")
         return Batches(
             self.encoded["train"],
             train.batch_size,
             self.rungs,
             seed=self.recipe.seed,
             inputs=self.inputs,
-            classes=self.target.outputs if one_hot else None,
-            class_weights=self.class_weights,
+            classes=self.prepared.target.outputs if one_hot else None,
+            class_weights=self.prepared.class_weights,
         )
 
     @property
@@ -119,7 +109,7 @@ class Training:
 
     def save_model(self) -> None:
         """Saves the model without optimizer and compile state, so that it loads without kft."""
-        trainable.apply(self.model, self.backbone, "all")
+        trainable.apply(self.model, self.prepared.backbone, "all")
         plain = keras.Model(self.model.input, self.model.output, name=self.model.name)
         with rundir.replacing(self.folder.model) as temporary:
             named = temporary.with_suffix(".saving.keras")
@@ -137,16 +127,24 @@ class Training:
     def _stage(self, number: int, monitor: fit.Monitor, *, restore: bool) -> None:
         stages, train = self.recipe.stages, self.recipe.train
         stage, steps = stages[number], len(self.batches) * stages[number].epochs
-        trainable.apply(self.model, self.backbone, stage.trainable)
-        compiling.compile_model(self.model, train, self.target, steps, stage.learning_rate)
+        trainable.apply(self.model, self.prepared.backbone, stage.trainable)
+        compiling.compile_model(self.model, train, self.prepared.target, steps, stage.learning_rate)
         state = (lambda: checkpoint.restore(self.folder.checkpoint, self.model)) if restore else None
         before = sum(earlier.epochs for earlier in stages[:number])
         # A stage that was stopped early leaves epochs out.
         self.position.epoch = max(self.position.epoch, before)
-        fit.fit(self.model, self.batches, monitor, number, epochs=(before, before + stage.epochs), restore=state)
+        fit.fit(
+            self.model,
+            self.batches,
+            monitor,
+            number,
+            epochs=(before, before + stage.epochs),
+            restore=state,
+            callbacks=self.callbacks,
+        )
 
     def _monitor(self) -> fit.Monitor:
-        metric = (self.recipe.watched_metrics or [self.names[0]])[0]
+        metric = (self.recipe.watched_metrics or [self.prepared.names[0]])[0]
         validation = self.encoded.get("validation")
         return fit.Monitor(
             folder=self.folder,
