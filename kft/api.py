@@ -142,6 +142,7 @@ def encode(
         training split has an order of its own in each epoch.
     """
     _active()
+    from kft.tuning import shapes
     from kft.tuning.feed import Feed
 
     images = backbone.images
@@ -155,7 +156,11 @@ def encode(
     encoded = {name: pipeline.encode(data.task, table, encoding, data.target) for name, table in data.splits.items()}
     rungs = common_ladder(list(encoded.values()))
     return {
-        name: Feed(Batches(split, batch_size, rungs, seed=seed, shuffle=name == "train", inputs=backbone.inputs))
+        name: Feed(
+            Batches(
+                split, batch_size, rungs, shapes.multiple(), seed=seed, shuffle=name == "train", inputs=backbone.inputs
+            )
+        )
         for name, split in encoded.items()
     }
 
@@ -200,8 +205,12 @@ class Run:
         """The trained `keras.Model`, from inputs to logits."""
         import keras
 
+        from kft.backbones import fused
+
         with backends.without_tensorflow():
-            return keras.models.load_model(self.folder.model, compile=False, safe_mode=True)
+            model = keras.models.load_model(self.folder.model, compile=False, safe_mode=True)
+        fused.install(model)
+        return model
 
     def predict(self, examples: Sequence[Any], progress: Progress | None = None) -> list[dict[str, Any]]:
         """Predicts examples, in order.

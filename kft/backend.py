@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kft.errors import BackendError, unknown
+from kft.fetch import cache_folder
 from kft.recipe import BACKENDS
 
 PREFERENCE = ("torch", "jax", "tensorflow")
@@ -29,6 +30,8 @@ def installed() -> list[str]:
 
 def choose(name: str) -> str:
     """Returns the backend a name stands for; `auto` takes KERAS_BACKEND, else the first that is installed.
+
+    It measures nothing: which backend a recipe with `backend: auto` trains on says `kft.comparison.plan.backend_for`.
 
     Raises:
         BackendError: if it is unknown or not installed; the message has the line that installs it.
@@ -80,17 +83,44 @@ def activate(name: str) -> str:
         )
     os.environ["KERAS_BACKEND"] = name
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if name == "jax":
+        _import_jax()
     importlib.import_module("keras")
     with without_tensorflow():
         importlib.import_module("keras_hub")
     return name
 
 
+def _import_jax() -> None:
+    """Imports jax and makes it keep what it compiles for the next process, in a folder that only this user may write.
+
+    What lies there is run as code, so a folder that somebody else could have filled is left alone.
+    """
+    # Where etils is installed, jax reads its cache through it, and etils imports TensorFlow for that.
+    with contextlib.nullcontext() if "jax" in sys.modules else _refused("etils"):
+        jax = importlib.import_module("jax")
+    if jax.config.jax_compilation_cache_dir is not None or "JAX_ENABLE_COMPILATION_CACHE" in os.environ:
+        return  # somebody has an opinion of their own
+    folder = cache_folder() / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:
+        return
+    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 class _Refuse(importlib.abc.MetaPathFinder):
-    """Makes an import of TensorFlow fail as if it were not installed."""
+    """Makes imports fail as if what they ask for were not installed."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None, target: Any = None) -> None:
-        if fullname.partition(".")[0] in ("tensorflow", "tensorflow_text"):
+        if fullname.partition(".")[0] in self._names:
             raise ImportError(f"{fullname} is kept out on this backend")
 
 
@@ -103,7 +133,13 @@ def without_tensorflow() -> Iterator[None]:
     if active() == "tensorflow":
         yield
         return
-    finder = _Refuse()
+    with _refused("tensorflow", "tensorflow_text"):
+        yield
+
+
+@contextlib.contextmanager
+def _refused(*names: str) -> Iterator[None]:
+    finder = _Refuse(*names)
     sys.meta_path.insert(0, finder)
     try:
         yield

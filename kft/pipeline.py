@@ -108,10 +108,10 @@ def run(
         RunFailed: if training did not reach its end; the run folder says how to go on.
     """
     progress = progress or Progress()
-    backend = backends.choose(recipe.backend)
+    if resume is None and recipe.output.directory is not None:
+        rundir.refuse_occupied(Path(recipe.output.directory))
+    backend = _backend(recipe, progress)
     place = _folder(recipe, name, backend)
-    if resume is None:
-        rundir.refuse_occupied(place)
     prepared = prepare(recipe.model_copy(update={"backend": backend}), progress)
     folder = resume or rundir.create(place)
     details = _details(prepared)
@@ -121,7 +121,7 @@ def run(
         raise RunFolderError(
             f"The data of the run at '{folder.path}' have changed since it began; it cannot be resumed. Start a new run."
         )
-    rundir.write_json(folder.path / "start.json", {"data": details["sha256"]["data"]})
+    details |= _record_start(folder, prepared, details["sha256"]["data"], progress)
     training = _training(prepared, folder, progress)
     with progress.phase("train"):
         training.run(resumed=resume is not None)
@@ -135,16 +135,26 @@ def run(
     return report
 
 
-def resume(path: str | Path, progress: Progress | None = None) -> Report:
+def resume(path: str | Path, progress: Progress | None = None, backend: str | None = None) -> Report:
     """Goes on with an interrupted run, at the step it stopped at.
 
+    Args:
+        path: the run folder.
+        progress: hears of phases and steps.
+        backend: goes on on another backend than the run began on; weights, optimizer, schedule and place in the data
+            are kept, but what dropout draws is the other backend's.
+
     Raises:
+        BackendError: if the backend is unknown or not installed.
         RunFolderError: if there is no such run, it is complete, or its data have changed.
     """
     folder = rundir.open_run(path, trained=False)
     if folder.state == "complete":
         raise RunFolderError(f"The run at '{path}' is complete; there is nothing to resume. Type: kft evaluate {path}")
-    return run(recipes.load(folder.recipe), progress, resume=folder)
+    recipe = recipes.load(folder.recipe)
+    if backend is not None:
+        recipe = recipe.model_copy(update={"backend": backends.choose(backend)})
+    return run(recipe, progress, resume=folder)
 
 
 def metric_names(recipe: Recipe, task: Task, target: Target) -> tuple[str, ...]:
@@ -185,6 +195,12 @@ def encode(task: Task, table: Table, encoding: Encoding, target: Target | None) 
     if task.modality == "image":
         key["files"] = _digest_of_files(task, table, encoding)
     return cached(key, lambda: task.encode(table, encoding, target))
+
+
+def _backend(recipe: Recipe, progress: Progress) -> str:
+    from kft.comparison import plan  # which starts processes that import this module
+
+    return plan.backend_for(recipe, progress)
 
 
 def _folder(recipe: Recipe, name: str, backend: str) -> Path:
@@ -269,6 +285,21 @@ def _write_start(folder: RunFolder, prepared: Prepared) -> None:
     else:
         size = prepared.encoded["train"].inputs["images"].shape[1:3]  # type: ignore[union-attr]
         rundir.write_json(folder.preprocessing / "images.json", {"size": list(size), "channels": encoding.channels})
+
+
+def _record_start(folder: RunFolder, prepared: Prepared, data: str, progress: Progress) -> dict[str, Any]:
+    """Writes what a run started from, and on which backends; returns those for the report if there are several."""
+    place = folder.path / "start.json"
+    began: list[dict[str, Any]] = rundir.read_json(place).get("backends", [])
+    if not began or began[-1]["backend"] != prepared.backend:
+        step = rundir.read_json(folder.checkpoint / "position.json").get("step", 0)
+        if began:
+            progress.note(f"goes on at step {step} of {began[-1]['backend']} on {prepared.backend}")
+            resolved = prepared.recipe.model_copy(update={"backend": prepared.backend, "output": recipes.Output()})
+            rundir.write_text(folder.recipe, resolved.dump())
+        began = [*began, {"backend": prepared.backend, "from_step": step}]
+    rundir.write_json(place, {"data": data, "backends": began})
+    return {"backends": began} if len(began) > 1 else {}
 
 
 def load_recipe(recipe: Recipe | Mapping[str, Any] | str | Path, overrides: Iterable[str] = ()) -> tuple[Recipe, str]:

@@ -54,6 +54,9 @@ class Model(_Part):
     )
     trainable: Trainable = Field("all", description="all, head, or top:N for the head and the N uppermost blocks")
     dropout: Fraction | None = Field(None, description="dropout of the backbone; null keeps the preset's")
+    attention_dropout: Fraction | None = Field(
+        None, description="dropout of attention's weights; null: as `dropout`; 0 is faster"
+    )
     head_dropout: Fraction = Field(0.1, description="dropout before the head's last layer")
     image_size: int | None = Field(
         None, ge=1, description="height and width of images in pixels; null: the preset's own"
@@ -179,7 +182,7 @@ class Recipe(_Part):
 
     task: str = Field(description="one of `kft list tasks`")
     backend: Literal["auto", "tensorflow", "torch", "jax"] = Field(
-        "auto", description="auto: KERAS_BACKEND, or an installed one"
+        "auto", description="auto: KERAS_BACKEND, or the installed one expected to finish first, as `kft plan` measures"
     )
     seed: int = Field(0, ge=0, lt=2**31, description="all random numbers, orders and splits come from it")
     model: Model

@@ -22,6 +22,7 @@ CASES: dict[str, Any] = {
     "model.pooling": "mean",
     "model.trainable": "head",
     "model.dropout": 0.5,
+    "model.attention_dropout": 0.5,
     "model.head_dropout": 0.5,
     "data.inputs": ["other"],
     "data.target": "other_label",

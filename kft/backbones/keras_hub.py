@@ -37,6 +37,7 @@ def load(config: Model, progress: Progress | None = None) -> Backbone:
     model = _build(folder, config)
     if config.pretrained and folder.config.get("model_type") == "roberta":
         _add_segment(model, folder.path)
+    _part_attention_dropout(model, config)
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
     if isinstance(model.input, dict):
         return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)
@@ -48,6 +49,7 @@ def _from_configuration(config: Model) -> Backbone:
     if config.architecture not in names:
         raise ModelError(unknown("model.architecture", str(config.architecture), names))
     model = _call(getattr(keras_hub.models, config.architecture), config)
+    _part_attention_dropout(model, config)
     origin: dict[str, str | None] = {"handle": config.architecture, "format": "configuration", "sha256": None}
     if isinstance(model.input, dict):
         if config.tokenizer is None:
@@ -74,6 +76,17 @@ def _dropout(cls: Any, config: Model) -> dict[str, Any]:
     known = inspect.signature(cls.__init__).parameters
     names = [name for name in ("dropout", "dropout_rate", "hidden_dropout", "attention_dropout") if name in known]
     return {} if config.dropout is None else dict.fromkeys(names, config.dropout)
+
+
+def _part_attention_dropout(model: Any, config: Model) -> None:
+    """Gives attention's weights a dropout rate of their own, which KerasHub's blocks do not know."""
+    if config.attention_dropout is None:
+        return
+    found = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.MultiHeadAttention)]
+    if not found:
+        raise ModelError(f"model.attention_dropout: {model.name} has no attention layer of Keras' own. Leave it out.")
+    for layer in found:
+        layer._dropout = layer._dropout_layer.rate = config.attention_dropout
 
 
 def _build(folder: ModelFolder, config: Model) -> Any:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 @click.option("--output", metavar="FOLDER", help="The run folder; it must not hold another run.")
 @click.option("--seed", type=int, help="All random numbers, orders and splits come from it.")
 @click.option("--dry-run", is_flag=True, help="Check and print the resolved recipe; train nothing.")
-@click.option("--resume", metavar="RUN", help="Go on with an interrupted run at the step it stopped at.")
+@click.option(
+    "--resume",
+    metavar="RUN",
+    help="Go on with an interrupted run at the step it stopped at, with --backend on another one.",
+)
 @answers
 def command(
     arguments: tuple[str, ...],
@@ -41,9 +45,9 @@ def command(
     changes = {"backend": backend, "output.directory": output, "seed": seed}
     given = {name: value for name, value in changes.items() if value is not None}
     if resume is not None:
-        if arguments or given or dry_run:
-            raise click.UsageError("--resume goes alone: the run has a recipe of its own.")
-        return _resume(resume)
+        if arguments or dry_run or set(given) - {"backend"}:
+            raise click.UsageError("--resume goes alone or with --backend: the run has a recipe of its own.")
+        return _resume(resume, backend)
     recipe, name = load(arguments, given)
     return _dry_run(recipe) if dry_run else _run(recipe, name)
 
@@ -73,11 +77,11 @@ def _run(recipe: Recipe, name: str) -> Answer:
     return Answer(report.dump(), lambda: show_report(report, next_steps(report, recipe)))
 
 
-def _resume(path: str) -> Answer:
+def _resume(path: str, backend: str | None) -> Answer:
     from kft import pipeline
     from kft import recipe as recipes
 
-    report = pipeline.resume(path, watcher())
+    report = pipeline.resume(path, watcher(), backend)
     recipe = recipes.load(report.run / "recipe.yaml")
     return Answer(report.dump(), lambda: show_report(report, next_steps(report, recipe)))
 

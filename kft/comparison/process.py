@@ -18,7 +18,13 @@ from kft.errors import KftError, unknown
 
 Say = Callable[[str], None]
 # Each is called with the job and a way to say what it is doing, and returns JSON values.
-WORKERS: dict[str, str] = {}
+WORKERS: dict[str, str] = {
+    "parity": "kft.comparison.parity_worker:certify",
+    "parity_cross": "kft.comparison.parity_worker:cross",
+    **{f"bench {kind}": f"kft.comparison.bench.{kind}:measure" for kind in ("worker", "gemm", "transformers_worker")},
+    "plan": "kft.comparison.plan_worker:measure",
+    "plan_look": "kft.comparison.plan_worker:look",
+}
 SAID = "said: "
 
 

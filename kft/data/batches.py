@@ -11,7 +11,7 @@ import numpy as np
 from kft.data.encoded import Array, Encoded, Ragged
 
 STEP = 8  # rungs are multiples of this many tokens
-RUNGS = 4  # each rung is one more shape to compile on jax
+RUNGS = 6  # each rung is one more shape to compile on jax
 GROUP = 50  # batches are sorted by length within groups of so many
 Batch = tuple[dict[str, np.ndarray], np.ndarray | None, np.ndarray]
 
@@ -54,6 +54,8 @@ class Batches:
         encoded: the split.
         batch_size: rows a batch.
         rungs: the lengths batches are padded to, or () where rows have one shape.
+        multiple: pad to the batch's longest row instead, rounded up to a multiple of so many tokens; for backends that
+            need not compile each shape.
         seed: decides the order together with the epoch.
         shuffle: false keeps rows of like length together and the order the same each epoch.
         inputs: the names of the inputs the model takes, or None for all there are.
@@ -64,6 +66,7 @@ class Batches:
     encoded: Encoded
     batch_size: int
     rungs: tuple[int, ...] = ()
+    multiple: int | None = None
     seed: int = 0
     shuffle: bool = True
     inputs: tuple[str, ...] | None = None
@@ -81,21 +84,37 @@ class Batches:
         """
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(len(self.encoded)) if self.shuffle else np.arange(len(self.encoded))
-        rungs = self._rung_of_rows()
+        lengths = self.encoded.row_lengths
+        lengths = np.zeros(len(self.encoded), np.int64) if lengths is None else lengths
         size = self.batch_size
         group = len(order) if not self.shuffle else size * max(1, min(GROUP, len(self) // 4))
         chunks = [order[start : start + group] for start in range(0, len(order), group)]
-        order = np.concatenate([chunk[np.argsort(-rungs[chunk], kind="stable")] for chunk in chunks])
+        order = np.concatenate([chunk[np.argsort(-lengths[chunk], kind="stable")] for chunk in chunks])
         rows = [order[start : start + size] for start in range(0, len(order), size)]
         partial = [rows.pop()] if len(rows[-1]) < size else []
         rows = [rows[i] for i in rng.permutation(len(rows))] if self.shuffle else rows
-        return _two_shapes_first([(batch, int(rungs[batch].max())) for batch in rows + partial])
+        rows += partial
+        longest = np.asarray([int(lengths[batch].max()) for batch in rows])
+        return [(rows[i], self._padded(int(longest[i]))) for i in self._longest_first(longest)]
 
-    def _rung_of_rows(self) -> np.ndarray:
-        lengths = self.encoded.row_lengths
-        if lengths is None:
-            return np.zeros(len(self.encoded), np.int64)
-        return np.asarray(self.rungs)[np.searchsorted(self.rungs, lengths)]
+    def _longest_first(self, longest: np.ndarray) -> list[int]:
+        # The same on every backend, whatever it pads to.
+        rungs = np.searchsorted(self.rungs, longest) if self.rungs else longest
+        order = list(range(len(longest)))
+        order.insert(0, order.pop(int(longest.argmax())))
+        others = [
+            place for values in (rungs, longest) for place, i in enumerate(order) if values[i] != values[order[0]]
+        ]
+        if others:
+            order.insert(1, order.pop(others[0]))
+        return order
+
+    def _padded(self, longest: int) -> int:
+        if not self.rungs:
+            return 0
+        if self.multiple is None:
+            return self.rungs[int(np.searchsorted(self.rungs, longest))]
+        return -(-longest // self.multiple) * self.multiple
 
     def make(self, rows: np.ndarray, length: int) -> Batch:
         """Returns inputs by name, targets and weights of a batch, filled up to `batch_size` rows."""
@@ -134,15 +153,6 @@ class Batches:
         if self.class_weights is not None and targets is not None:
             weights = weights * np.asarray(self.class_weights, np.float32)[targets]
         return weights
-
-
-def _two_shapes_first(plan: list[tuple[np.ndarray, int]]) -> list[tuple[np.ndarray, int]]:
-    longest = max(range(len(plan)), key=lambda i: plan[i][1])
-    plan.insert(0, plan.pop(longest))
-    other = next((i for i, (_, length) in enumerate(plan) if length != plan[0][1]), None)
-    if other is not None:
-        plan.insert(1, plan.pop(other))
-    return plan
 
 
 def common_ladder(splits: Sequence[Encoded], most: int = RUNGS) -> tuple[int, ...]:

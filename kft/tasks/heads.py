@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from kft.backbones import initial
+from kft.backbones import fused, initial
 from kft.backbones.backbone import Backbone, Images
 from kft.errors import ModelError
 from kft.recipe import Augmentation
@@ -70,6 +70,7 @@ def build(
     )
     model = keras.Model(inputs, logits, name=task.name)
     initial.draw(head_layers(model, backbone), seed)
+    fused.install(model)
     return model
 
 

@@ -70,7 +70,10 @@ def position_of(folder: Path) -> Position | None:
 
 
 def restore(folder: Path, model: Any) -> None:
-    """Puts a checkpoint's weights, optimizer and random states into a compiled model.
+    """Puts a checkpoint's weights, optimizer and random states into a compiled model, also one of another backend.
+
+    Variables come in the same order on every backend; counters and random states are whole numbers of other widths. What
+    torch draws from its own generators has no counterpart elsewhere, and begins anew where a checkpoint has none.
 
     Raises:
         RunFolderError: if it is of another model.
@@ -79,12 +82,13 @@ def restore(folder: Path, model: Any) -> None:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     variables = _variables(model)
-    if {name for name in state if not name.startswith(GENERATOR)} != set(variables):
+    kept = {name: array.shape for name, array in state.items() if not name.startswith(GENERATOR)}
+    if kept != {name: tuple(variable.shape) for name, variable in variables.items()}:
         raise RunFolderError(
             f"The checkpoint in '{folder}' is of another model: it cannot be resumed with this recipe."
         )
     for name, variable in variables.items():
-        variable.assign(state[name])
+        _assign(variable, state[name])
     set_generators(state)
 
 
@@ -92,7 +96,14 @@ def restore_weights(folder: Path, model: Any) -> None:
     """Puts a checkpoint's weights into a model that may be compiled for another stage."""
     state = _read(folder)
     for i, variable in enumerate(model.variables):
-        variable.assign(state[f"model.{i}"])
+        _assign(variable, state[f"model.{i}"])
+
+
+def _assign(variable: Any, array: np.ndarray) -> None:
+    """Whole numbers are brought to the variable's width first: not every backend takes those of the others."""
+    if array.dtype.kind in "iu":
+        array = array.astype(keras.backend.standardize_dtype(variable.dtype))
+    variable.assign(array)
 
 
 def _read(folder: Path) -> dict[str, np.ndarray]:
@@ -124,8 +135,8 @@ def generators() -> dict[str, np.ndarray]:
 
 
 def set_generators(state: dict[str, np.ndarray]) -> None:
-    """Puts back what `generators` returned."""
-    if keras.backend.backend() != "torch":
+    """Puts back what `generators` returned; does nothing with a state that another backend left."""
+    if keras.backend.backend() != "torch" or f"{GENERATOR}0" not in state:
         return
     import torch
 

@@ -48,10 +48,20 @@ def optimizer(model: Any, train: Train, schedule: Any) -> Any:
         "adafactor": (kinds.Adafactor, decay),
     }
     kind, own = choices[train.optimizer]
-    made = _summing(kind)(**own, **options)
+    made = _for_backend(kind)(**own, **options)
     if made.weight_decay:
         made.exclude_from_weight_decay(var_list=[v for v in model.trainable_variables if _is_exempt(v)])
     return made
+
+
+def _for_backend(kind: Any) -> Any:
+    if keras.backend.backend() == "tensorflow":
+        return _summing(kind)
+    if keras.backend.backend() == "torch" and kind in (keras.optimizers.Adam, keras.optimizers.AdamW):
+        from kft.tuning.fused_adam import fused
+
+        return fused(kind)
+    return kind
 
 
 def _summing(kind: Any) -> Any:
@@ -60,8 +70,6 @@ def _summing(kind: Any) -> Any:
     TensorFlow gives the gradient of an embedding token by token, and Keras squares the parts apart, in the global norm
     and in Adam: a token that comes twice in a batch would count otherwise than on jax and torch.
     """
-    if keras.backend.backend() != "tensorflow":
-        return kind
     import tensorflow
 
     class Summing(kind):  # type: ignore[misc]

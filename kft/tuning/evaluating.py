@@ -15,7 +15,7 @@ from kft.metrics.context import Context
 from kft.progress import Progress
 from kft.tasks.targets import Target, probabilities
 from kft.tasks.task import Task
-from kft.tuning import predicting
+from kft.tuning import predicting, shapes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Evaluator:
 
     def logits(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> list[np.ndarray]:
         """Returns the logits of each example, in order."""
-        batches = Batches(encoded, self.batch_size, self.rungs, shuffle=False, inputs=self.inputs)
+        batches = Batches(encoded, self.batch_size, self.rungs, shapes.multiple(), shuffle=False, inputs=self.inputs)
         return self.task.join(predicting.logits(model, batches, progress), encoded)
 
     def score(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> dict[str, float]:

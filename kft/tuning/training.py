@@ -15,7 +15,7 @@ from kft import rundir
 from kft.data.batches import Batches, common_ladder
 from kft.progress import Progress
 from kft.rundir import RunFolder
-from kft.tuning import checkpoint, compiling, fit, trainable
+from kft.tuning import checkpoint, compiling, fit, shapes, trainable
 from kft.tuning.checkpoint import Position
 from kft.tuning.evaluating import Evaluator
 from kft.tuning.prepared import Prepared
@@ -63,6 +63,7 @@ class Training:
             self.encoded["train"],
             train.batch_size,
             self.rungs,
+            shapes.multiple(),
             seed=self.recipe.seed,
             inputs=self.inputs,
             classes=self.prepared.target.outputs if one_hot else None,

@@ -1,0 +1,167 @@
+"""Encoder blocks and dropout in torch's own operations. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import torch
+from torch.nn import functional
+
+from kft.backbones.fused.block import MASKED, Drop, Settings, Weights
+
+
+def value(variable: Any, dtype: Any) -> Any:
+    """Returns a Keras weight as a tensor of a dtype."""
+    return variable.value.to(dtype)
+
+
+def concatenate(tensors: list[Any], axis: int) -> Any:
+    """Returns tensors side by side."""
+    return torch.cat(tensors, axis)
+
+
+def activation_of(activation: Any) -> Callable[[Any], Any]:
+    """Returns torch's own kernel for an activation that has one, else the activation."""
+    known = {keras.activations.gelu: functional.gelu, keras.activations.relu: functional.relu}
+    return known.get(activation, activation)
+
+
+def block(x: Any, padding_mask: Any, w: Weights, settings: Settings, drop: Drop) -> Any:
+    """Returns what a KerasHub TransformerEncoder returns, shape (batch, tokens, width)."""
+    batch, tokens, width = x.shape
+    first = settings.normalize_first
+    x = x.reshape(-1, width)
+    hidden = _norm(x, w.norm1, settings.epsilon) if first else x
+    attended = _attend(hidden, (batch, tokens), padding_mask, w, settings, drop.attention)
+    x = _add(attended, x, drop.hidden[0])
+    x = x if first else _norm(x, w.norm1, settings.epsilon)
+    hidden = _norm(x, w.norm2, settings.epsilon) if first else x
+    inner = settings.activation(torch.addmm(w.up_bias, hidden, w.up))
+    x = _add(torch.addmm(w.down_bias, inner, w.down), x, drop.hidden[1])
+    x = x if first else _norm(x, w.norm2, settings.epsilon)
+    return x.reshape(batch, tokens, width)
+
+
+def _norm(x: Any, weights: tuple[Any, Any], epsilon: float) -> Any:
+    return functional.layer_norm(x, x.shape[-1:], *weights, epsilon)
+
+
+def _add(x: Any, residual: Any, rate: float) -> Any:
+    if not rate:
+        return x + residual
+    return _DropAdd.apply(x, residual, rate) if x.device.type == "cpu" else functional.dropout(x, rate) + residual
+
+
+def _attend(x: Any, shape: tuple[int, int], padding_mask: Any, w: Weights, settings: Settings, rate: float) -> Any:
+    heads = settings.heads
+    qkv = torch.addmm(w.qkv_bias, x, w.qkv).view(*shape, 3, heads, -1)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    mask = None if padding_mask is None else padding_mask.bool()[:, None, None, :]
+    if rate and x.device.type == "cpu":
+        bias = None if mask is None else torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(~mask, MASKED)
+        out = _Attention.apply(q, k, v, bias, rate)
+    else:
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
+    return torch.addmm(w.out_bias, out.transpose(1, 2).reshape(x.shape), w.out)
+
+
+def dropout_of(layer: Any) -> Callable[..., Any]:
+    """Returns a replacement for the `call` of a Keras Dropout layer."""
+    plain = layer.call
+
+    def call(inputs: Any, training: bool = False) -> Any:
+        if not training or not layer.rate or inputs.device.type != "cpu" or layer.noise_shape is not None:
+            return plain(inputs, training=training)
+        return _Drop.apply(inputs, layer.rate)
+
+    return call
+
+
+# torch draws dropout masks one number at a time, on one thread. Eight at once, a byte each, take a twentieth of that; a
+# rate is then a multiple of 1/256.
+STEPS = 256
+
+
+def _bytes(like: Any) -> tuple[Any, int]:
+    """Returns random bytes in a tensor's shape, from torch's global generator."""
+    count = like.numel()
+    drawn = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    return drawn.view(torch.uint8)[:count].view(like.shape)
+
+
+def _threshold(rate: float) -> tuple[int, float]:
+    """Returns which bytes are dropped, those below, and the factor for the rest."""
+    below = min(max(round(rate * STEPS), 1), STEPS - 1)
+    return below, STEPS / (STEPS - below)
+
+
+def _kept(drawn: Any, below: int, dtype: Any) -> Any:
+    """Returns 1 where a byte keeps its place and 0 elsewhere."""
+    return torch.ge(drawn, below, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))
+
+
+class _Drop(torch.autograd.Function):
+    """x * mask * factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, rate: float) -> Any:
+        ctx.below, ctx.factor = _threshold(rate)
+        drawn = _bytes(x)
+        ctx.save_for_backward(drawn)
+        return _kept(drawn, ctx.below, x.dtype).mul_(x).mul_(ctx.factor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (drawn,), gradient = ctx.saved_tensors, gradients[0]
+        return _kept(drawn, ctx.below, gradient.dtype).mul_(gradient).mul_(ctx.factor), None
+
+
+class _DropAdd(torch.autograd.Function):
+    """residual + x * mask * factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, residual: Any, rate: float) -> Any:
+        ctx.below, ctx.factor = _threshold(rate)
+        drawn = _bytes(x)
+        ctx.save_for_backward(drawn)
+        return torch.addcmul(residual, x, _kept(drawn, ctx.below, x.dtype), value=ctx.factor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (drawn,), gradient = ctx.saved_tensors, gradients[0]
+        return _kept(drawn, ctx.below, gradient.dtype).mul_(gradient).mul_(ctx.factor), gradient, None
+
+
+class _Attention(torch.autograd.Function):
+    """Softmax attention with dropout on its weights; keeps the weights and a byte each, and computes the rest again."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, rate: float) -> Any:
+        ctx.below, ctx.factor = _threshold(rate)
+        ctx.scale = q.shape[-1] ** -0.5
+        weights = _softmax(q, k, bias, ctx.scale)
+        drawn = _bytes(weights)
+        ctx.save_for_backward(q, k, v, weights, drawn)
+        kept = _kept(drawn, ctx.below, weights.dtype).mul_(weights)
+        return torch.matmul(kept, v).mul_(ctx.factor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        q, k, v, weights, drawn = ctx.saved_tensors
+        gradient = gradients[0] * ctx.factor
+        kept = _kept(drawn, ctx.below, weights.dtype)
+        of_weights = torch.matmul(gradient, v.transpose(-1, -2)).mul_(kept)
+        of_v = torch.matmul(kept.mul_(weights).transpose(-1, -2), gradient)
+        scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+        of_q = torch.matmul(scores, k).mul_(ctx.scale)
+        of_k = torch.matmul(scores.transpose(-1, -2), q).mul_(ctx.scale)
+        return of_q, of_k, of_v, None, None
+
+
+def _softmax(q: Any, k: Any, bias: Any, scale: float) -> Any:
+    scores = torch.matmul(q * scale, k.transpose(-1, -2))
+    if bias is not None:
+        scores += bias
+    return torch.softmax(scores, -1)
