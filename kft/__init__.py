@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kft.api import use_backend as use_backend
     from kft.errors import KftError as KftError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PLACES = {
     **dict.fromkeys(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
+from kft.data.encoded import Ragged
 from kft.errors import ModelError, unknown
 
 
@@ -373,7 +375,7 @@ def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:
 
 def pack(
     tokenizer: Tokenizer, columns: Sequence[Sequence[str]], sequence_length: int
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+) -> tuple[Ragged, np.ndarray, np.ndarray]:
     """Encodes rows of one or two texts with their special tokens, cut to a length.
 
     Args:
@@ -387,7 +389,7 @@ def pack(
     """
     template, room = tokenizer.template, sequence_length - tokenizer.template.overhead(len(columns))
     tokens = [tokenizer.tokenize(column) for column in columns]
-    rows, starts, whole = [], [], []
+    every, lengths, starts, whole = array("i"), [], [], []
     for parts in zip(*tokens, strict=True):
         whole.append(sum(map(len, parts)) + template.overhead(len(columns)))
         if len(parts) == 1:
@@ -398,6 +400,8 @@ def pack(
             head = [*template.prefix, *parts[0][:keep]]
             ids = [*head, *template.between, *parts[1][:keep_second], *template.suffix]
             start = len(head) + template.between_first if template.segments else len(ids)
-        rows.append(np.asarray(ids, np.int32))
+        every.extend(ids)
+        lengths.append(len(ids))
         starts.append(start)
+    rows = Ragged.of_lengths(np.array(every, np.int32), np.array(lengths, np.int64))
     return rows, np.asarray(starts, np.int32), np.asarray(whole, np.int32)

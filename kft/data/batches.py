@@ -94,7 +94,7 @@ class Batches:
         partial = [rows.pop()] if len(rows[-1]) < size else []
         rows = [rows[i] for i in rng.permutation(len(rows))] if self.shuffle else rows
         rows += partial
-        longest = np.asarray([int(lengths[batch].max()) for batch in rows])
+        longest = np.asarray([lengths[batch].max() for batch in rows], np.int64)
         return [(rows[i], self._padded(int(longest[i]))) for i in self._longest_first(longest)]
 
     def _longest_first(self, longest: np.ndarray) -> list[int]:
@@ -133,7 +133,7 @@ class Batches:
         tokens = self.encoded.inputs.get("token_ids")
         if isinstance(tokens, Ragged):
             positions = np.arange(length)
-            mask = positions < tokens.lengths[index][:, None]
+            mask = positions < tokens.lengths_of(index)[:, None]
             inputs["padding_mask"] = mask.astype(np.int32)
             if "segment_starts" in inputs:
                 inputs["segment_ids"] = ((positions >= inputs["segment_starts"][:, None]) & mask).astype(np.int32)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,25 @@ class Ragged:
     """Rows of different lengths, end to end.
 
     Attributes:
-        values: all rows' values, shape (sum of lengths,).
+        values: all rows' values, shape (sum of lengths, ...).
         offsets: where each row starts and the last one ends, int64, shape (rows + 1,).
     """
 
     values: np.ndarray
     offsets: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Returns the rows of several ragged arrays, of which there is at least one, in one."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls.of_lengths(np.concatenate([part.values for part in parts]), lengths)
+
+    @classmethod
+    def of_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
+        """Returns values that lie end to end as rows of the given lengths."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(values, offsets)
 
     @classmethod
     def of(cls, rows: Iterable[np.ndarray], dtype: Any) -> Ragged:
@@ -44,6 +58,9 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self[row] for row in range(len(self)))
+
     def __getitem__(self, row: int) -> np.ndarray:
         found: np.ndarray = self.values[self.offsets[row] : self.offsets[row + 1]]
         return found
@@ -55,11 +72,23 @@ class Ragged:
         return found
 
     def padded(self, rows: Sequence[int] | np.ndarray, length: int, value: float) -> np.ndarray:
-        """Returns some rows as one array of shape (rows, length), filled up with `value`."""
-        found = np.full((len(rows), length), value, self.values.dtype)
-        for place, row in enumerate(rows):
-            values = self[int(row)]
-            found[place, : len(values)] = values
+        """Returns some rows as one array of shape (rows, length, ...), filled up with `value`."""
+        rows = np.asarray(rows, np.int64)
+        found = np.full((len(rows), length, *self.values.shape[1:]), value, self.values.dtype)
+        if self.values.ndim > 1:  # wide values are copied faster row by row
+            for place, row in enumerate(rows.tolist()):
+                found[place, : len(self[row])] = self[row]
+            return found
+        starts, lengths = self.offsets[rows], self.lengths_of(rows)
+        ends = np.cumsum(lengths)
+        # A row's values lie end to end in the result's mask as they do here, apart from where they begin.
+        index = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+        found[np.arange(length) < lengths[:, None]] = self.values[index]
+        return found
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the lengths of some rows, int64."""
+        found: np.ndarray = self.offsets[rows + 1] - self.offsets[rows]
         return found
 
 
@@ -112,6 +141,33 @@ def cached(key: dict[str, Any], make: Callable[[], Encoded]) -> Encoded:
     return read(folder)
 
 
+def kept(
+    key: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], fill: Callable[[dict[str, np.ndarray]], None]
+) -> dict[str, np.ndarray]:
+    """Returns float32 arrays from the disk cache, or has them filled there, piece by piece and never whole in memory.
+
+    Args:
+        key: everything the arrays depend on.
+        shapes: of each array, by name.
+        fill: writes into the arrays; called only if the cache has no entry for the key.
+
+    Raises:
+        DataError: if the disk is full or cannot be written.
+    """
+    digest = hashlib.sha256(json.dumps({"format": FORMAT, **key}, sort_keys=True).encode()).hexdigest()
+    folder = cache_folder() / "frozen" / digest[:32]
+    if not folder.is_dir():
+        with _appearing(folder) as temporary:
+            made: dict[str, Any] = {
+                name: np.lib.format.open_memmap(temporary / f"{name}.npy", "w+", np.float32, shape)
+                for name, shape in shapes.items()
+            }
+            fill(made)
+            for array in made.values():
+                array.flush()
+    return {name: _map(folder / f"{name}.npy") for name in shapes}
+
+
 def write(encoded: Encoded, folder: Path) -> None:
     """Writes encoded data as `.npy` files; the folder appears whole or not at all.
 
@@ -119,18 +175,25 @@ def write(encoded: Encoded, folder: Path) -> None:
         DataError: if the disk is full or cannot be written.
     """
     arrays, ragged = _flatten(encoded)
-    temporary = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".encoding-", dir=folder.parent))
+    with _appearing(folder) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
         meta = {"arrays": sorted(arrays), "ragged": sorted(ragged), "padding": encoded.padding}
         (temporary / "encoded.json").write_text(json.dumps(meta), encoding="utf8")
-        if not (folder / "encoded.json").exists():
+
+
+@contextlib.contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """Gives a temporary folder that takes the place of `folder` when the block ends well."""
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        yield temporary
+        if not folder.exists():
             temporary.replace(folder)
     except OSError as error:
-        if (folder / "encoded.json").exists():
+        if folder.exists():
             return  # another process was quicker with the same data
         raise DataError(_refusal(folder.parent, error)) from None
     finally:

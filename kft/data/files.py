@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import io
+import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
-from kft.data.reading import lines_of, read_text
+from kft.data.reading import read_lines
 from kft.data.table import Table
 from kft.errors import DataError
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from kft.recipe import Data
 
 _LIMIT = threading.Lock()
+CHUNK = 20_000  # rows that are Python objects at a time
 
 
 def load_csv(
@@ -33,7 +36,8 @@ def load_csv(
         DataError: if the file cannot be read, has no header or no rows, a row of another width, or an open quote.
     """
     file = Path(location)
-    return {"train": _table(file, iter(_csv_records(file, read_text(file, options.encoding))), "")}
+    with _long_fields():
+        return {"train": _table(file, _csv_records(file, read_lines(file, options.encoding, "")), "")}
 
 
 def load_tsv(
@@ -47,22 +51,23 @@ def load_tsv(
         DataError: if the file cannot be read, has no header or no rows, or a row of another width.
     """
     file = Path(location)
-    lines = lines_of(read_text(file, options.encoding))
+    lines = (line.removesuffix("\n").removesuffix("\r") for line in read_lines(file, options.encoding, "\n"))
     records = ((number, line.split("\t")) for number, line in enumerate(lines, 1) if line)
     return {"train": _table(file, records, " Fields of a TSV file are parted by single tabs and never quoted.")}
 
 
-def _csv_records(file: Path, text: str) -> list[tuple[int, list[str]]]:
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
     with _LIMIT:  # the longest field is a setting of the whole process
         before = csv.field_size_limit(2**31 - 1)
         try:
-            return list(_strict_records(file, text))
+            yield
         finally:
             csv.field_size_limit(before)
 
 
-def _strict_records(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv_records(file: Path, lines: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(lines, strict=True)
     while True:
         start = reader.line_num + 1
         try:
@@ -91,19 +96,23 @@ def _quoting(file: Path, start: int, line: int, reason: str) -> str:
 def _table(file: Path, records: Iterator[tuple[int, list[str]]], hint: str) -> Table:
     _, header = next(records, (0, []))
     _check_header(file, header)
-    rows, places = [], []
-    for line, record in records:
-        if len(record) != len(header):
-            raise DataError(
-                f"{file} line {line}: expected {len(header)} fields as in the header ({', '.join(header)}), received "
-                f"{len(record)}.{hint or ' Quote values that hold a comma.'}"
-            )
-        rows.append(record)
-        places.append(line)
-    if not rows:
+    parts, places = [], []
+    while chunk := list(itertools.islice(records, CHUNK)):
+        for line, record in chunk:
+            if len(record) != len(header):
+                raise DataError(
+                    f"{file} line {line}: expected {len(header)} fields as in the header ({', '.join(header)}), "
+                    f"received {len(record)}.{hint or ' Quote values that hold a comma.'}"
+                )
+        columns = zip(*(record for _, record in chunk), strict=True)
+        parts.append(pa.table([pa.array(values, pa.string()) for values in columns], names=header))
+        places.append(np.asarray([line for line, _ in chunk]))
+    if not parts:
         raise DataError(f"{file} has a header ({', '.join(header)}) and no rows. Give a file with rows.")
-    arrays = [pa.array(values, pa.string()) for values in zip(*rows, strict=True)]
-    return Table(pa.table(arrays, names=header), file.name, places, root=file.parent)
+    columns = pa.concat_tables(parts).combine_chunks()
+    parts.clear()
+    pa.default_memory_pool().release_unused()
+    return Table(columns, file.name, np.concatenate(places), root=file.parent)
 
 
 def _check_header(file: Path, header: Sequence[str]) -> None:

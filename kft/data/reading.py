@@ -1,14 +1,20 @@
-"""Reads a text file whole, and says where it stops being text."""
+"""Reads text files, whole or line by line, and says where one stops being text."""
 
 from __future__ import annotations
 
 import codecs
+import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from kft.errors import DataError
+
+PIECE = 1 << 20  # characters that are looked through at a time
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 
 
 def read_text(file: Path, encoding: str) -> str:
@@ -17,18 +23,66 @@ def read_text(file: Path, encoding: str) -> str:
     Raises:
         DataError: if the file cannot be read, is in another encoding, or holds a NUL.
     """
+    text = decode(_content(file), encoding, str(file))
+    if "\0" in text:
+        raise DataError(_nul(file, text.count("\n", 0, text.index("\0")) + 1))
+    return text
+
+
+def read_lines(file: Path, encoding: str, newline: Literal["", "\n"]) -> Iterator[str]:
+    """Reads a file as `read_text` does, and yields its lines with their ends; the text is never whole in memory.
+
+    The whole file is looked through before this returns, so that what is wrong with it is said first.
+
+    Args:
+        file: the file.
+        encoding: its encoding, or `auto`.
+        newline: "" for lines that end in `\\n`, `\\r\\n` or `\\r`, "\\n" for `\\n` alone.
+
+    Raises:
+        DataError: if the file cannot be read, is in another encoding, or holds a NUL.
+    """
+    content = _content(file)
+    encoding = _codec(content, encoding)
+    line = 1
     try:
-        content = file.read_bytes()
+        for piece in _pieces(content, encoding):
+            if "\0" in piece:
+                raise DataError(_nul(file, line + piece.count("\n", 0, piece.index("\0"))))
+            line += piece.count("\n")
+    except UnicodeDecodeError:
+        decode(content, encoding, str(file))  # which says where
+        raise
+    return _text(content, encoding, newline)
+
+
+def _text(content: bytes, encoding: str, newline: str) -> io.TextIOWrapper:
+    name = codecs.lookup(encoding).name
+    if name == "utf-8":
+        name = "utf-8-sig"
+    elif name in ("utf-16", "utf-32") and not content.startswith(_MARKS):
+        name += "-le" if sys.byteorder == "little" else "-be"  # a stream, unlike a string, insists on the mark
+    return io.TextIOWrapper(io.BytesIO(content), encoding=name, newline=newline)
+
+
+def _pieces(content: bytes, encoding: str) -> Iterator[str]:
+    text = _text(content, encoding, "")
+    while piece := text.read(PIECE):
+        yield piece
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read '{file}': {error.strerror or error}.") from None
-    text = decode(content, encoding, str(file))
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise DataError(
-            f"{file} line {line}: a NUL character, which no text has. Give a text file; if it is one in UTF-16, type "
-            "data.encoding=utf-16."
-        )
-    return text
+
+
+def _nul(file: Path, line: int) -> str:
+    return (
+        f"{file} line {line}: a NUL character, which no text has. Give a text file; if it is one in UTF-16, type "
+        "data.encoding=utf-16."
+    )
 
 
 def decode(content: bytes, encoding: str, origin: str) -> str:
@@ -37,8 +91,7 @@ def decode(content: bytes, encoding: str, origin: str) -> str:
     Raises:
         DataError: with the line and the byte that the encoding does not allow, and what to type.
     """
-    if encoding == "auto":
-        encoding = "utf-8" if _is_utf8(content) else "cp1252"
+    encoding = _codec(content, encoding)
     name = codecs.lookup(encoding).name
     try:
         return content.decode("utf-8-sig" if name == "utf-8" else encoding)
@@ -52,12 +105,15 @@ def decode(content: bytes, encoding: str, origin: str) -> str:
         ) from None
 
 
-def _is_utf8(content: bytes) -> bool:
+def _codec(content: bytes, encoding: str) -> str:
+    if encoding != "auto":
+        return encoding
     try:
-        content.decode("utf-8")
+        for _ in _pieces(content, "utf-8"):
+            pass
     except UnicodeDecodeError:
-        return False
-    return True
+        return "cp1252"
+    return "utf-8"
 
 
 def lines_of(text: str) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from kft.data import sources
 from kft.data.folders import VALIDATION_NAMES
@@ -60,6 +61,14 @@ def load(
     Raises:
         KftError: if a source, a split or the target cannot be used.
     """
+    found = _load(data, seed, modality, targets, progress)
+    pa.default_memory_pool().release_unused()  # of what was there before the cut
+    return found
+
+
+def _load(
+    data: Data, seed: int, modality: Literal["text", "image"], targets: Targets, progress: Progress | None
+) -> Splits:
     own = sources.load(data.source, data, modality, progress)
     tables = {name: _Found(table, (_canonical(data.source), name)) for name, table in own.items()}
     cutter = _Cutter(data, seed, modality, targets, tables, progress)
@@ -163,12 +172,9 @@ class _Cutter:
         """Returns a class number for each row, or None where rows are drawn without regard to classes."""
         if self.targets != "labels" or not isinstance(self.data.target, str) or self.data.label_separator:
             return None
-        values = whole.column(self.data.target)
-        if not all(isinstance(value, Hashable) for value in values):
-            return None
-        numbers: dict[Any, int] = {}
-        keys = np.array([numbers.setdefault(value, len(numbers)) for value in values], np.int64)
-        return keys if len(keys) and np.bincount(keys).min() >= 2 else None
+        coded = whole.codes(self.data.target)
+        keys = _numbers(whole.cells(self.data.target)) if coded is None else coded[1]
+        return keys if keys is not None and len(keys) and np.bincount(keys).min() >= 2 else None
 
     def _limited(self, rows: np.ndarray) -> np.ndarray:
         if self.data.limit is None or self.data.limit >= len(rows):
@@ -204,7 +210,18 @@ class _Cutter:
 
     def _unlabelled(self, table: Table) -> bool:
         names = [self.data.target] if isinstance(self.data.target, str) else self.data.target
-        return all(_is_nothing(value) for name in names for value in table.column(name))
+        return all(_is_nothing(value) for name in names for value in table.cells(name))
+
+
+def _numbers(values: Iterable[Any]) -> np.ndarray | None:
+    """Returns for each value the number of the first one that equals it, or None where values are lists."""
+    numbers: dict[Any, int] = {}
+    found = []
+    for value in values:
+        if not isinstance(value, Hashable):
+            return None
+        found.append(numbers.setdefault(value, len(numbers)))
+    return np.asarray(found, np.int64)
 
 
 def _is_nothing(value: Any) -> bool:
@@ -220,8 +237,8 @@ def _stratified(
     """Draws `size` of `rows`, each class in proportion to its count in the whole, by the largest remainders."""
     left = np.bincount(keys, minlength=len(counts))
     sizes = _shares(counts, left, size)
-    drawn: list[np.ndarray] = [random.permutation(rows[keys == key])[:share] for key, share in enumerate(sizes)]
-    return np.concatenate(drawn)
+    of_class = np.split(rows[np.argsort(keys, kind="stable")], np.cumsum(left)[:-1])
+    return np.concatenate([random.permutation(own)[:share] for own, share in zip(of_class, sizes, strict=True)])
 
 
 def _shares(counts: np.ndarray, left: np.ndarray, size: int) -> np.ndarray:

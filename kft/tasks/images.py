@@ -33,7 +33,7 @@ def columns(table: Table, data: Data) -> list[str]:
         )
     if len(data.inputs) != 1:
         raise DataError(f"data.inputs: one column of images, received {len(data.inputs)}: {', '.join(data.inputs)}.")
-    table.column(data.inputs[0])
+    table.arrow(data.inputs[0])
     return data.inputs
 
 
@@ -45,7 +45,7 @@ def files(table: Table, names: list[str]) -> list[Path]:
     """
     root = table.root or Path()
     found = []
-    for row, cell in enumerate(table.column(names[0])):
+    for row, cell in enumerate(table.cells(names[0])):
         if not isinstance(cell, str) or not cell.strip():
             raise DataError(f"{table.where(row)}: no image in column '{names[0]}' (received {cell!r}).")
         if not (root / cell).is_file():
@@ -80,7 +80,7 @@ def encode(table: Table, encoding: Encoding, target: Target | None) -> Encoded:
     images = np.stack([array.astype(dtype) for array in arrays])
     wanted = None
     if target is not None:
-        wanted = np.stack(targets_.encode(table, target, encoding.data))
+        wanted = np.asarray(targets_.encode(table, target, encoding.data))
         wanted = wanted[:, 0] if target.kind == "labels" else wanted
     return Encoded(inputs={"images": images}, targets=wanted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -81,7 +81,13 @@ def study(splits: Splits, data: Data, kind: Literal["labels", "tags", "values"])
 
 def count(table: Table, data: Data, kind: Kind) -> Counter[str]:
     """Counts the labels of a split."""
-    return Counter(label for row in rows(table, data, kind) for label in row)
+    coded = _coded(table, data) if kind == "labels" else None
+    if coded is None:
+        return Counter(label for row in rows(table, data, kind) for label in row)
+    found: Counter[str] = Counter()
+    for name, number in zip(coded.names, np.bincount(coded.codes).tolist(), strict=True):
+        found[name] += number
+    return found
 
 
 def rows(table: Table, data: Data, kind: Kind) -> list[list[str]]:
@@ -92,9 +98,8 @@ def rows(table: Table, data: Data, kind: Kind) -> list[list[str]]:
     """
     if isinstance(data.target, list):
         return _flags(table, data.target)
-    cells = table.column(data.target)
     found = []
-    for row, cell in enumerate(cells):
+    for row, cell in enumerate(table.cells(data.target)):
         if isinstance(cell, list):
             found.append([_name(table, data.target, row, value) for value in cell])
         elif kind == "multi_label" and data.label_separator is not None and cell is not None:
@@ -110,47 +115,82 @@ def values(table: Table, data: Data) -> np.ndarray:
     Raises:
         DataError: for a cell that is not a finite number; the message has its place.
     """
-    name = _column(data)
-    found = []
-    for row, cell in enumerate(table.column(name)):
+    return np.fromiter(_numbers(table, _column(data)), np.float64, len(table)).astype(np.float32).reshape(-1, 1)
+
+
+def _numbers(table: Table, column: str) -> Iterator[float]:
+    for row, cell in enumerate(table.cells(column)):
         try:
             value = float(cell)
         except (TypeError, ValueError):
             value = math.nan
         if not math.isfinite(value):
             raise DataError(
-                f"{table.where(row)}: column '{name}' has to be a finite number, received {cell!r}. "
+                f"{table.where(row)}: column '{column}' has to be a finite number, received {cell!r}. "
                 "Correct it or remove the row."
             )
-        found.append([value])
-    return np.asarray(found, np.float32).reshape(-1, 1)
+        yield value
 
 
-def encode(table: Table, target: Target, data: Data) -> list[np.ndarray]:
-    """Returns the targets of each example as an array: a label's index, 0/1 a label, an index a word, or a value.
+def encode(table: Table, target: Target, data: Data) -> np.ndarray | list[np.ndarray]:
+    """Returns the targets of each example.
+
+    Returns:
+        A label's index, int32, shape (examples, 1); 0 or 1 a label, float32, shape (examples, labels); a value,
+        float32, shape (examples, 1); of tags, a list with an index a word for each example, int32, shape (words,).
 
     Raises:
         DataError: for a label that the training split does not have.
     """
     if target.kind == "values":
-        return list(values(table, data))
-    index = {label: i for i, label in enumerate(target.labels)}
-    found = []
-    for row, names in enumerate(rows(table, data, target.kind)):
-        for name in names:
-            if name not in index:
-                raise DataError(
-                    f"{table.where(row)}: label '{name}' is not in the training split.{nearest(name, index)} "
-                    f"Labels there: {listed(target.labels)}. Correct it, or add examples of it to the training split."
-                )
-        numbers = [index[name] for name in names]
-        if target.kind == "multi_label":
-            flags = np.zeros(len(index), np.float32)
-            flags[numbers] = 1
-            found.append(flags)
-        else:
-            found.append(np.asarray(numbers, np.int32))
-    return found
+        return values(table, data)
+    places = {label: i for i, label in enumerate(target.labels)}
+    coded = _coded(table, data) if target.kind == "labels" else None
+    if coded is not None:
+        of_code = [_index(places, name, table, row) for name, row in zip(coded.names, coded.first, strict=True)]
+        wanted: np.ndarray = np.asarray(of_code, np.int32)[coded.codes][:, None]
+        return wanted
+    every = enumerate(rows(table, data, target.kind))
+    found = [[_index(places, name, table, row) for name in names] for row, names in every]
+    if target.kind == "multi_label":
+        flags = np.zeros((len(found), len(places)), np.float32)
+        for row, numbers in enumerate(found):
+            flags[row, numbers] = 1
+        return flags
+    return [np.asarray(numbers, np.int32) for numbers in found]
+
+
+def _index(places: dict[str, int], name: str, table: Table, row: int) -> int:
+    if name not in places:
+        raise DataError(
+            f"{table.where(row)}: label '{name}' is not in the training split.{nearest(name, places)} "
+            f"Labels there: {listed(places)}. Correct it, or add examples of it to the training split."
+        )
+    return places[name]
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A column of single labels: its different cells as text, the first row of each, and which one each row has."""
+
+    names: list[str]
+    first: list[int]
+    codes: np.ndarray
+
+
+def _coded(table: Table, data: Data) -> _Coded | None:
+    """Returns a column's single labels, or None where it may hold something else.
+
+    Cells come in the order of their first rows, so the first one that is no label is that of the first row without one.
+    """
+    coded = None if isinstance(data.target, list) else table.codes(data.target)
+    if coded is None:
+        return None
+    cells, codes = coded
+    first = np.zeros(len(cells), np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of several numbers for one place the last stays
+    names = [_name(table, _column(data), row, cell) for row, cell in zip(first.tolist(), cells, strict=True)]
+    return _Coded(names, first.tolist(), codes)
 
 
 def probabilities(logits: np.ndarray, target: Target) -> np.ndarray:
@@ -198,7 +238,7 @@ def _is_nan(cell: Any) -> bool:
 
 
 def _is_list(table: Table, data: Data) -> bool:
-    return isinstance(next(iter(table.column(str(data.target))), None), list)
+    return isinstance(next(table.cells(str(data.target)), None), list)
 
 
 def _name(table: Table, column: str, row: int, label: Any) -> str:
@@ -214,7 +254,7 @@ def _name(table: Table, column: str, row: int, label: Any) -> str:
 def _flags(table: Table, columns: Sequence[str]) -> list[list[str]]:
     found: list[list[str]] = [[] for _ in range(len(table))]
     for column in columns:
-        for row, cell in enumerate(table.column(column)):
+        for row, cell in enumerate(table.cells(column)):
             text = text_of(cell).lower()
             if text not in ("0", "1", "true", "false"):
                 raise DataError(f"{table.where(row)}: column '{column}' has to be 0 or 1, received {cell!r}.")

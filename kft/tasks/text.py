@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
+import pyarrow as pa
 
 from kft.backbones.tokenizer import pack
 from kft.data.encoded import Encoded, Ragged
@@ -35,7 +39,7 @@ def columns(table: Table, data: Data) -> list[str]:
             f"data.inputs: one or two columns of text, received {len(data.inputs)}: {', '.join(data.inputs)}."
         )
     for name in data.inputs:
-        table.column(name)
+        table.arrow(name)
     return data.inputs
 
 
@@ -45,11 +49,21 @@ def texts(table: Table, names: list[str]) -> list[list[str]]:
     Raises:
         DataError: for a row that has no text at all, or a cell that is no text.
     """
-    found = [["" if cell is None else cell for cell in table.column(name)] for name in names]
-    for name, cells in zip(names, found, strict=True):
+    _refuse_other_than_text(table, names)
+    return _texts(table, names)
+
+
+def _refuse_other_than_text(table: Table, names: list[str]) -> None:
+    for name in names:
+        kind = table.arrow(name).type
+        cells: Iterable[Any] = () if pa.types.is_string(kind) else table.cells(name)
         for row, cell in enumerate(cells):
-            if not isinstance(cell, str):
+            if not isinstance(cell, str | None):
                 raise DataError(f"{table.where(row)}: column '{name}' has to be text, received {cell!r}.")
+
+
+def _texts(table: Table, names: list[str]) -> list[list[str]]:
+    found = [["" if cell is None else cell for cell in table.column(name)] for name in names]
     for row, cells in enumerate(zip(*found, strict=True)):
         if not any(cell.strip() for cell in cells):
             raise DataError(
@@ -61,18 +75,20 @@ def texts(table: Table, names: list[str]) -> list[list[str]]:
 def encode(table: Table, encoding: Encoding, target: Target | None) -> Encoded:
     """Encodes texts as `token_ids` and `segment_starts`, and their targets."""
     assert encoding.tokenizer is not None
-    found = texts(table, columns(table, encoding.data))
-    ids, starts, whole = pack(encoding.tokenizer, found, encoding.sequence_length)
+    names = columns(table, encoding.data)
+    _refuse_other_than_text(table, names)
+    packed = [pack(encoding.tokenizer, _texts(part, names), encoding.sequence_length) for part in table.slices()]
+    ids, starts, whole = zip(*packed, strict=True)
     wanted = None
     if target is not None:
         rows = targets_.encode(table, target, encoding.data)
-        wanted = np.stack(rows) if rows else np.zeros((0, 1), np.int32)
+        wanted = np.asarray(rows) if len(rows) else np.zeros((0, 1), np.int32)
         wanted = wanted[:, 0] if target.kind == "labels" else wanted
     return Encoded(
-        inputs={"token_ids": Ragged.of(ids, np.int32), "segment_starts": starts},
+        inputs={"token_ids": Ragged.joined(ids), "segment_starts": np.concatenate(starts)},
         targets=wanted,
         padding={"token_ids": encoding.tokenizer.pad_id},
-        lengths=whole,
+        lengths=np.concatenate(whole),
     )
 
 

@@ -25,7 +25,7 @@ def columns(table: Table, data: Data) -> list[str]:
     names = data.inputs or ["tokens"]
     if len(names) != 1:
         raise DataError(f"data.inputs: one column of words, received {len(names)}: {', '.join(names)}.")
-    table.column(names[0])
+    table.arrow(names[0])
     return names
 
 
@@ -36,7 +36,7 @@ def words(table: Table, names: list[str]) -> list[list[str]]:
         DataError: for a sentence without words.
     """
     found = []
-    for row, cell in enumerate(table.column(names[0])):
+    for row, cell in enumerate(table.cells(names[0])):
         sentence = cell.split() if isinstance(cell, str) else list(cell or [])
         if not sentence:
             raise DataError(f"{table.where(row)}: empty text in column '{names[0]}'. Fill it in or remove it.")
@@ -107,7 +107,7 @@ def encode(table: Table, encoding: Encoding, target: Target | None) -> Encoded:
 def _tags(table: Table, sentences: list[list[str]], encoding: Encoding, target: Target | None) -> Sequence[np.ndarray]:
     if target is None:
         return [np.zeros(len(sentence), np.int32) for sentence in sentences]
-    tags = targets_.encode(table, target, encoding.data)
+    tags = list(targets_.encode(table, target, encoding.data))
     for row, (sentence, found) in enumerate(zip(sentences, tags, strict=True)):
         if len(sentence) != len(found):
             raise DataError(f"{table.where(row)}: {len(sentence)} words but {len(found)} tags.")

@@ -43,10 +43,11 @@ class Monitor:
         position: where the training stands; moves on with it.
         history: takes the lines.
         steps: batches of the whole run.
-        evaluate: scores the model on validation, or None where there is no validation.
+        model: the whole model, of which a part may be trained.
         metric: the validation metric that says which epoch is best.
         higher: whether a higher value of it is better.
         progress: hears of each step.
+        evaluate: scores what is trained on validation, or None where there is no validation.
         interrupt: set when somebody asked to stop.
     """
 
@@ -55,10 +56,11 @@ class Monitor:
     position: Position
     history: History
     steps: int
-    evaluate: Callable[[], dict[str, float]] | None
+    model: Any
     metric: str
     higher: bool
     progress: Progress
+    evaluate: Callable[[], dict[str, float]] | None = None
     interrupt: threading.Event = field(default_factory=threading.Event)
     note: str = ""
 
@@ -183,7 +185,7 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
         if better:
             position.best, position.waited = value, 0
             if monitor.train.best_weights:
-                keep_best(self.model, monitor.folder)
+                keep_best(monitor.model, monitor.folder)
             return
         position.waited += 1
         early = monitor.train.early_stopping
@@ -195,7 +197,7 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
     def _checkpoint(self) -> None:
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-        checkpoint.save(self.monitor.folder.checkpoint, self.model, self.monitor.position)
+        checkpoint.save(self.monitor.folder.checkpoint, self.monitor.model, self.monitor.position)
 
     def _log(self) -> None:
         """Writes the mean loss since the last line; Keras gives the mean since the epoch began."""

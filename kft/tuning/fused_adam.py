@@ -37,9 +37,9 @@ def fused(kind: Any) -> Any:
                 groups.append((0.0, [p for p in pairs if not self._use_weight_decay(p[1])]))
             for rate, group in groups:
                 if group:
-                    self._step(group, float(learning_rate), rate)
+                    with torch.no_grad():
+                        self._step(group, float(learning_rate), rate)
 
-        @torch.no_grad()
         def _step(self, pairs: Any, learning_rate: float, decay: float) -> None:
             index = [self._get_variable_index(variable) for _, variable in pairs]
             step = int(self.iterations) + 1
@@ -67,5 +67,5 @@ def fused(kind: Any) -> Any:
 
 def _norm(tensors: Any) -> Any:
     """Returns the norm over several tensors, row by row: torch adds up a tensor of millions in float32 as it comes."""
-    rows = [torch.linalg.vector_norm(tensor.reshape(-1, tensor.shape[-1]), dim=1) for tensor in tensors]
+    rows = [torch.linalg.vector_norm(t.reshape(-1, t.shape[-1] if t.ndim else 1), dim=1) for t in tensors]
     return torch.linalg.vector_norm(torch.cat(rows))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
@@ -13,12 +13,29 @@ import keras
 from kft import metrics as metrics_
 from kft import rundir
 from kft.data.batches import Batches, common_ladder
+from kft.data.encoded import Encoded
 from kft.progress import Progress
+from kft.recipe import Stage
 from kft.rundir import RunFolder
-from kft.tuning import checkpoint, compiling, fit, shapes, trainable
+from kft.tuning import checkpoint, compiling, fit, frozen, shapes, trainable
 from kft.tuning.checkpoint import Position
 from kft.tuning.evaluating import Evaluator
 from kft.tuning.prepared import Prepared
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a stage trains.
+
+    Attributes:
+        model: the whole model, or its upper part.
+        batches: what it is fed with.
+        evaluate: scores it on validation, or None where there is no validation.
+    """
+
+    model: Any
+    batches: Batches
+    evaluate: Callable[[], dict[str, float]] | None
 
 
 @dataclass
@@ -57,15 +74,18 @@ class Training:
     @property
     def batches(self) -> Batches:
         """The batches of the training split."""
+        return self._batches(self.encoded["train"], self.inputs)
+
+    def _batches(self, encoded: Encoded, inputs: tuple[str, ...]) -> Batches:
         train = self.recipe.train
         one_hot = train.label_smoothing > 0 and self.prepared.target.kind in ("labels", "tags")
         return Batches(
-            self.encoded["train"],
+            encoded,
             train.batch_size,
             self.rungs,
             shapes.multiple(),
             seed=self.recipe.seed,
-            inputs=self.inputs,
+            inputs=inputs,
             classes=self.prepared.target.outputs if one_hot else None,
             class_weights=self.prepared.class_weights,
         )
@@ -129,31 +149,68 @@ class Training:
         stages, train = self.recipe.stages, self.recipe.train
         stage, steps = stages[number], len(self.batches) * stages[number].epochs
         trainable.apply(self.model, self.prepared.backbone, stage.trainable)
-        compiling.compile_model(self.model, train, self.prepared.target, steps, stage.learning_rate)
+        part = self._part(stage)
+        compiling.compile_model(part.model, train, self.prepared.target, steps, stage.learning_rate)
+        if part.model is not self.model:
+            # A checkpoint is of the whole model, and of the optimizer of the part that is trained.
+            part.model.optimizer.build(part.model.trainable_variables)
+            self.model.compile(optimizer=part.model.optimizer)
+        monitor.evaluate = part.evaluate
         state = (lambda: checkpoint.restore(self.folder.checkpoint, self.model)) if restore else None
         before = sum(earlier.epochs for earlier in stages[:number])
         # A stage that was stopped early leaves epochs out.
         self.position.epoch = max(self.position.epoch, before)
-        fit.fit(
+        epochs = (before, before + stage.epochs)
+        fit.fit(part.model, part.batches, monitor, number, epochs=epochs, restore=state, callbacks=self.callbacks)
+
+    def _part(self, stage: Stage) -> Part:
+        """Returns what a stage trains: the model, or its upper part where the frozen rest is computed once."""
+        validation = self.encoded.get("validation")
+        if stage.trainable != "all" and stage.epochs > 1 and (found := self._upper(validation)) is not None:
+            return found
+        evaluator = self.evaluator
+        return Part(
             self.model,
             self.batches,
-            monitor,
-            number,
-            epochs=(before, before + stage.epochs),
-            restore=state,
-            callbacks=self.callbacks,
+            None if validation is None else lambda: evaluator.score(self.model, validation),
+        )
+
+    def _upper(self, validation: Encoded | None) -> Part | None:
+        cut = frozen.cut(self.model, self.prepared.backbone.model)
+        if cut is None:
+            return None
+        splits = {"train": self.encoded["train"], **({} if validation is None else {"validation": validation})}
+        with self.progress.phase("frozen part"):
+            size = self.evaluator.batch_size
+            found = {
+                name: frozen.features(
+                    cut,
+                    split,
+                    Batches(split, size, self.rungs, shapes.multiple(), shuffle=False, inputs=self.inputs),
+                    self.progress,
+                )
+                for name, split in splits.items()
+            }
+        train, scored = found["train"], found.get("validation")
+        if train is None or (validation is not None and scored is None):
+            return None
+        inputs = tuple(cut.upper.input.keys())
+        evaluator = replace(self.evaluator, inputs=inputs)
+        return Part(
+            cut.upper,
+            self._batches(train, inputs),
+            None if scored is None else lambda: evaluator.score(cut.upper, scored),
         )
 
     def _monitor(self) -> fit.Monitor:
         metric = (self.recipe.watched_metrics or [self.prepared.names[0]])[0]
-        validation = self.encoded.get("validation")
         return fit.Monitor(
             folder=self.folder,
             train=self.recipe.train,
             position=self.position,
             history=rundir.History(self.folder.history, self.position.step),
             steps=self.steps,
-            evaluate=None if validation is None else lambda: self.evaluator.score(self.model, validation),
+            model=self.model,
             metric=metric,
             higher=metric != "loss" and metrics_.higher_is_better(metric),
             progress=self.progress,

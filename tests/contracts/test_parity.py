@@ -33,7 +33,10 @@ def run(self, *, resumed):
     start["head"] = np.asarray(kernel.numpy()).ravel().tolist()
     start["weights"] = [float(np.abs(np.asarray(w.numpy())).sum()) for w in self.model.weights]
     plan = self.batches.plan(0)
-    start["batches"] = [self.batches.make(*step)[0]["token_ids"].tolist() for step in plan[:3]]
+    made = [self.batches.make(*step)[0] for step in plan[:3]]  # how far they are padded is each backend's own affair
+    start["batches"] = [
+        [row[kept > 0].tolist() for row, kept in zip(one["token_ids"], one["padding_mask"])] for one in made
+    ]
     begin(self, resumed=resumed)
     test = self.evaluator.logits(self.model, self.encoded["test"])
     start["logits"] = np.asarray(test).tolist()

@@ -172,3 +172,14 @@ def test_tags_weigh_by_word_and_by_class_and_padding_weighs_nothing() -> None:
     assert weights[:2].tolist() == [[0, 7, 0, 0, 0, 0, 0, 0], [0, 5, 3, 0, 0, 0, 0, 0]]
     assert weights[2].tolist() == [0] * 8
     assert targets[0, 1].tolist() == [0, 0, 1] and targets[1, 1].tolist() == [0, 1, 0]
+
+
+def test_a_backend_that_compiles_no_shapes_pads_to_the_longest_row() -> None:
+    lengths = some_lengths(700)
+    rungs = ladder(lengths)
+    few = Batches(of_lengths(lengths), 8, rungs).plan(1)
+    for multiple in (1, 8):
+        exact = Batches(of_lengths(lengths), 8, rungs, multiple).plan(1)
+        assert [rows.tolist() for rows, _ in exact] == [rows.tolist() for rows, _ in few]  # the same batches
+        for rows, length in exact:
+            assert lengths[rows].max() <= length < lengths[rows].max() + multiple and length % multiple == 0

@@ -169,3 +169,21 @@ def test_a_place_that_cannot_be_written_is_one_line(monkeypatch: pytest.MonkeyPa
     with pytest.raises(encoded_.DataError, match="Cannot write encoded data to .*KFT_CACHE") as caught:
         cached({}, sample)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("width", [(), (3,)])
+def test_padding_some_rows_is_copying_them_one_by_one(width: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal((length, *width)).astype(np.float32) for length in rng.integers(0, 9, 50)]
+    halves = [Ragged.of(rows[:20], np.float32), Ragged.of(rows[20:], np.float32)]
+    ragged = Ragged.joined(halves)
+    assert_equal(ragged, Ragged.of(rows, np.float32))
+    assert [row.tolist() for row in ragged] == [row.tolist() for row in rows]
+    chosen = rng.permutation(50)[:17]
+    found = ragged.padded(chosen, 9, 7)
+    assert found.shape == (17, 9, *width) and ragged.padded([], 9, 7).shape == (0, 9, *width)
+    for place, row in enumerate(chosen):
+        assert found[place, : len(rows[row])].tolist() == rows[row].tolist()
+        assert (found[place, len(rows[row]) :] == 7).all()
+    with pytest.raises(ValueError):
+        ragged.padded(chosen, max(len(rows[row]) for row in chosen) - 1, 7)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kft.data import sources
+from kft.data import files, reading, sources
 from kft.data.table import Table
 from kft.errors import DataError
 from kft.recipe import Data
@@ -165,3 +165,26 @@ def test_conll_that_cannot_be_used(tmp_path: Path) -> None:
         tmp_path / "t.conll", "a O\nb O\n\nc\n"
     )
     assert "no tokens" in refused(tmp_path / "t.conll", "\n \n")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_file_read_in_many_pieces_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    mark = "\t" if suffix == "tsv" else ","
+    content = "\n".join([f"text{mark}label", *(f"é {n} \u2028 \U0001f600{mark}{n % 3}" for n in range(50))])
+    whole = read(tmp_path / f"t.{suffix}", content)
+    monkeypatch.setattr(files, "CHUNK", 7)
+    monkeypatch.setattr(reading, "PIECE", 5)
+    pieces = read(tmp_path / f"t.{suffix}", content)
+    assert pieces.columns.equals(whole.columns) and pieces.sha256() == whole.sha256()
+    assert [pieces.where(row) for row in range(50)] == [f"t.{suffix} line {row + 2}" for row in range(50)]
+    assert "line 44: expected 2 fields" in refused(tmp_path / f"t.{suffix}", content.replace("é 42 ", mark))
+    assert "line 45: a NUL" in refused(tmp_path / f"t.{suffix}", content.replace("é 43", "\0"))
+    assert "line 46: byte " in refused(tmp_path / f"t.{suffix}", content.encode().replace("é 44".encode(), b"\xe9"))
+
+
+def test_an_encoding_without_its_mark_and_the_line_ends_of_old(tmp_path: Path) -> None:
+    content = 'text,label\r"a\rb",1\rc,2\r'
+    for encoding in ("utf-8", "utf8", "auto", "utf-16", "utf-16-le", "utf-32", "cp1252"):
+        written = {"utf-16": "utf-16-le", "utf-32": "utf-32-le", "auto": "utf-8"}.get(encoding, encoding)
+        table = read(tmp_path / "t.csv", content.encode(written), encoding=encoding)
+        assert table.column("text") == ["a\rb", "c"] and table.where(1) == "t.csv line 4"

@@ -239,3 +239,21 @@ def test_probabilities_are_scipys() -> None:
     np.testing.assert_allclose(one, scipy.special.softmax(logits.astype(np.float64), axis=-1), rtol=1e-12)
     several = targets.probabilities(logits, Target("multi_label", tuple("abcd")))
     np.testing.assert_allclose(several, scipy.special.expit(logits.astype(np.float64)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("cells", [["b", "a", "x", "a", "y"], [2, 1, 8, 1, 9], [2.0, 1.0, 8.0, 1.0, 9.0]])
+def test_the_first_row_that_is_wrong_is_named_whatever_the_type(cells: list[Any]) -> None:
+    splits = Splits(table(label=cells[:2]), validation=table("dev.csv", label=cells))
+    assert f"dev.csv line 4: label '{targets.text_of(cells[2])}' is not in the training" in refusal(splits, data())
+    missing = [*cells[:2], None, cells[0], None]
+    assert "train.csv line 4: no label in column 'label' (received None)" in refusal(
+        Splits(table(label=missing)), data()
+    )
+
+
+def test_single_labels_are_one_array_of_indices() -> None:
+    names = {"label": ("same", "other", "same")}  # two numbers of one class
+    found = table(names=names, label=[2, 1, 0, 2])
+    assert targets.count(found, data(), "labels") == {"same": 3, "other": 1}
+    encoded = targets.encode(table(label=["b", "a", "b"]), Target("labels", ("a", "b")), data())
+    assert isinstance(encoded, np.ndarray) and encoded.dtype == np.int32 and encoded.tolist() == [[1], [0], [1]]

@@ -48,7 +48,7 @@ def _dense(x: Any, kernel: Any, bias: Any) -> Any:
     return tf.nn.bias_add(tf.matmul(x, kernel), bias)
 
 
-@tf.custom_gradient
+@tf.custom_gradient  # type: ignore[untyped-decorator]
 def _standard(x: Any, epsilon: float) -> Any:
     """Returns rows with mean 0 and deviation 1; its own gradient needs a third of the passes of the derived one."""
     centred = x - tf.reduce_mean(x, -1, keepdims=True)

@@ -25,7 +25,8 @@ def concatenate(tensors: list[Any], axis: int) -> Any:
 def activation_of(activation: Any) -> Callable[[Any], Any]:
     """Returns torch's own kernel for an activation that has one, else the activation."""
     known = {keras.activations.gelu: functional.gelu, keras.activations.relu: functional.relu}
-    return known.get(activation, activation)
+    found: Callable[[Any], Any] = known.get(activation, activation)
+    return found
 
 
 def block(x: Any, padding_mask: Any, w: Weights, settings: Settings, drop: Drop) -> Any:
@@ -84,7 +85,7 @@ def dropout_of(layer: Any) -> Callable[..., Any]:
 STEPS = 256
 
 
-def _bytes(like: Any) -> tuple[Any, int]:
+def _bytes(like: Any) -> Any:
     """Returns random bytes in a tensor's shape, from torch's global generator."""
     count = like.numel()
     drawn = torch.empty(-(-count // 8), dtype=torch.int64, device=like.device).random_(-(2**63), None)
@@ -102,7 +103,7 @@ def _kept(drawn: Any, below: int, dtype: Any) -> Any:
     return torch.ge(drawn, below, out=torch.empty(drawn.shape, dtype=dtype, device=drawn.device))
 
 
-class _Drop(torch.autograd.Function):
+class _Drop(torch.autograd.Function):  # type: ignore[misc]
     """x * mask * factor."""
 
     @staticmethod
@@ -118,7 +119,7 @@ class _Drop(torch.autograd.Function):
         return _kept(drawn, ctx.below, gradient.dtype).mul_(gradient).mul_(ctx.factor), None
 
 
-class _DropAdd(torch.autograd.Function):
+class _DropAdd(torch.autograd.Function):  # type: ignore[misc]
     """residual + x * mask * factor."""
 
     @staticmethod
@@ -134,7 +135,7 @@ class _DropAdd(torch.autograd.Function):
         return _kept(drawn, ctx.below, gradient.dtype).mul_(gradient).mul_(ctx.factor), gradient, None
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(torch.autograd.Function):  # type: ignore[misc]
     """Softmax attention with dropout on its weights; keeps the weights and a byte each, and computes the rest again."""
 
     @staticmethod

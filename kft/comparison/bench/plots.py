@@ -25,6 +25,7 @@ PHASE_COLOURS = (
     "#5b7fa6",
     "#7fb3d5",
     "#9ccfc4",
+    "#8f7fb5",
     "#e0a458",
     "#3f8f6b",
     "#b07aa1",

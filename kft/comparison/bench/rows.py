@@ -14,6 +14,7 @@ PHASES = (
     "load model",
     "encode",
     "build",
+    "frozen part",
     "compile",
     "train",
     "evaluate",

@@ -35,6 +35,11 @@ class Told(Progress):
         """Names the phase."""
         self._say(json.dumps({"phase": name}))
 
+    def finished(self, name: str) -> None:
+        """Names what goes on after a phase inside the training."""
+        if name == "frozen part":
+            self.started("train")
+
     def advance(self, done: int, total: int, note: str = "") -> None:
         """Says how far the phase is."""
         if time.monotonic() - self._said > 0.3:
@@ -70,7 +75,12 @@ def measure(job: Mapping[str, Any], say: Callable[[str], None]) -> dict[str, Any
         "device": backends.devices(),
         "versions": backends.versions(),
         "threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "phases": progress.seconds | {"compile": figures["compile"], "train": figures["seconds"] - figures["compile"]},
+        "phases": progress.seconds
+        | {
+            # What is frozen is computed between compiling and the first step.
+            "compile": figures["compile"] - progress.seconds.get("frozen part", 0.0),
+            "train": figures["seconds"] - figures["compile"],
+        },
         "to_first_step": to_training + clock.first_step - clock.started,
         "train": figures,
         "predict": _predict(prepared, training, progress, job["steps"]),
