@@ -235,6 +235,8 @@ def test_stages_train_one_after_the_other(recipe: Callable[..., dict], quick: di
 # Stopping and going on
 
 DROPOUT = {"model.dropout": 0.1, "model.head_dropout": 0.1, "train.epochs": 3}
+FROZEN = {"model.trainable": "head", "model.head_dropout": 0.1, "train.epochs": 3}
+STOPPED: dict[str, dict] = {"dropout": DROPOUT, "stages": STAGED, "frozen": FROZEN}
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +245,7 @@ def uninterrupted(
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("uninterrupted")
     found = {}
-    for name, changes in (("dropout", DROPOUT), ("stages", STAGED)):
+    for name, changes in STOPPED.items():
         changes = {"backend": backend, "output.directory": str(folder / name), **changes}
         found[name] = kft.run(variant(quick, changes)).run
     return found
@@ -255,12 +257,13 @@ def uninterrupted(
         pytest.param("dropout", 10, id="in the middle of an epoch"),
         pytest.param("dropout", 2 * STEPS_AN_EPOCH, id="at the end of an epoch"),
         pytest.param("stages", 9, id="in the second stage"),
+        pytest.param("frozen", 10, id="above a frozen part that was computed once"),
     ],
 )
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
     recipe: Callable[..., dict], uninterrupted: dict[str, Path], tmp_path: Path, kind: str, step: int
 ) -> None:
-    changes = DROPOUT if kind == "dropout" else STAGED
+    changes = STOPPED[kind]
     with pytest.raises(RunFailed) as failure:
         pipeline.run(pipeline.load_recipe(recipe(changes))[0], StopAt(step))
     assert str(failure.value) == f"Interrupted after step {step}. Type: kft run --resume {tmp_path / 'run'}"

@@ -112,7 +112,11 @@ def test_resume_runs_only_what_is_not_done(bench: tuple[Path, str]) -> None:
 def test_ctrl_c_says_what_to_type_and_leaves_no_process(quick: dict, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kft", "bench", str(write(tmp_path, quick)), "--backends", "torch"]
     with subprocess.Popen(
-        [*command, "--output", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--output", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in a shell's background
     ) as child:
         working = tmp_path / "out" / "working"
         end = time.monotonic() + 60

@@ -47,6 +47,7 @@ def model() -> Any:
     """Plain, attention's and spatial dropout, over a varying length."""
     import keras
 
+    keras.utils.clear_session()  # layers without a name are numbered from 1 again
     inputs = keras.Input((None, 8))
     x = keras.layers.Dropout(0.25, name="plain")(inputs)
     x = keras.layers.MultiHeadAttention(2, 4, dropout=0.5, name="attention")(x, x)
