@@ -11,11 +11,11 @@ import argparse
 import importlib.util
 import json
 import sys
-import time
 from collections.abc import Callable
 
+from kft.comparison.bench.gemm import fastest
+
 SHAPES = {"cpu": (1024, 2048), "gpu": (4096, 8192)}
-SECONDS = 0.6  # a shape
 
 
 def torch_product(size: int, device: str, precision: str) -> Callable[[], object] | None:
@@ -53,17 +53,6 @@ def tensorflow_product(size: int, device: str, precision: str) -> Callable[[], o
     return lambda: float(tensorflow.linalg.matmul(a, b)[0, 0])  # reading a value waits for the product
 
 
-def seconds(product: Callable[[], object]) -> float:
-    """Returns the seconds of the fastest of many calls."""
-    product()
-    best, end = float("inf"), time.perf_counter() + SECONDS
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        product()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 PRODUCTS = {"torch": torch_product, "jax": jax_product, "tensorflow": tensorflow_product}
 
 
@@ -73,7 +62,7 @@ def measure(device: str, precision: str, library: str | None = None) -> dict:
         if library not in (None, name) or importlib.util.find_spec(name) is None:
             continue
         speeds = [
-            2.0 * size**3 / seconds(product) for size in SHAPES[device] if (product := make(size, device, precision))
+            2.0 * size**3 / fastest(product) for size in SHAPES[device] if (product := make(size, device, precision))
         ]
         if speeds:
             return {"operations_per_second": max(speeds), "library": name, "device": device, "precision": precision}

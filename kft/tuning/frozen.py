@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -63,8 +64,8 @@ def _through(model: Any, inner: Any, active: set[int]) -> Cut | None:
     if any(id(tensor) in active for tensor in keras.tree.flatten(given)):
         return None  # something random, as augmentation, comes before the backbone
     # What the head reads of the backbone, and the same inside it.
-    read, beside, _ = _walk(keras.tree.flatten(model.output), stop={id(tensor) for tensor in node.output_tensors})
     own = dict(zip(map(id, node.output_tensors), keras.tree.flatten(inner.output), strict=True))
+    read, beside = _walk(keras.tree.flatten(model.output), lambda tensor: id(tensor) in own)
     outputs = [own[id(tensor)] for tensor in read]
     crossing, raw = _frontier(outputs, _active(inner))
     if not crossing or any(_name(tensor) not in model.input for tensor in (*raw, *beside)):
@@ -118,8 +119,8 @@ def _changes(operation: Any) -> bool:
     return bool(random) or type(operation).__name__.startswith("Random")
 
 
-def _walk(outputs: list[Any], stop: set[int]) -> tuple[list[Any], list[Any], set[int]]:
-    """Walks a graph back from its outputs: where it stopped, the inputs it came to, and all that it saw."""
+def _walk(outputs: list[Any], stops: Callable[[Any], bool]) -> tuple[list[Any], list[Any]]:
+    """Walks a graph back from its outputs, and returns the tensors at which it stopped and the inputs it came to."""
     stopped, raw, seen, waiting = [], [], set(), list(outputs)
     while waiting:
         tensor = waiting.pop()
@@ -128,32 +129,18 @@ def _walk(outputs: list[Any], stop: set[int]) -> tuple[list[Any], list[Any], set
         seen.add(id(tensor))
         operation, node_index, _ = tensor._keras_history
         node = operation._inbound_nodes[node_index]
-        if id(tensor) in stop:
-            stopped.append(tensor)
-        elif node.is_input:
+        if node.is_input:
             raw.append(tensor)
+        elif stops(tensor):
+            stopped.append(tensor)
         else:
             waiting.extend(node.arguments.keras_tensors)
-    return stopped, raw, seen
+    return stopped, raw
 
 
 def _frontier(outputs: list[Any], active: set[int]) -> tuple[list[Any], list[Any]]:
     """Returns what the active part of a graph reads: tensors that never change for an example, and inputs."""
-    edge: set[int] = set()
-    waiting, seen = list(outputs), set()
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) in seen:
-            continue
-        seen.add(id(tensor))
-        operation, node_index, _ = tensor._keras_history
-        node = operation._inbound_nodes[node_index]
-        if id(tensor) in active:
-            waiting.extend(node.arguments.keras_tensors)
-        elif not node.is_input:
-            edge.add(id(tensor))
-    stopped, raw, _ = _walk(outputs, edge)
-    return stopped, raw
+    return _walk(outputs, lambda tensor: id(tensor) not in active)
 
 
 def features(part: Cut, encoded: Encoded, batches: Batches, progress: Progress) -> Encoded | None:

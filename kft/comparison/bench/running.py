@@ -196,17 +196,17 @@ def _terminable() -> Iterator[None]:
 def _left(settings: Settings, missing: Mapping[str, str], done: Mapping[Piece, Mapping[str, Any]]) -> str:
     """Says how long the rest may take, by what pieces of the same runner took, else by the mean of all."""
     took = {piece: float(values["seconds"]) for piece, values in done.items() if "figures" in values}
-    todo = [piece for piece in settings.pieces if piece.runner not in missing and piece not in took]
+    rest = [piece for piece in settings.pieces if piece.runner not in missing and piece not in took]
     known = [seconds for piece, seconds in took.items() if piece.runner != PEAK]
     if not known:
         return ""
     of = {
         piece.runner: [seconds for other, seconds in took.items() if other.runner == piece.runner] or known
-        for piece in todo
+        for piece in rest
     }
-    seconds = sum(fmean(of[piece.runner]) for piece in todo)
+    seconds = sum(fmean(of[piece.runner]) for piece in rest)
     amount = f"{seconds:.0f} seconds" if seconds < 90 else f"{seconds / 60:.0f} minutes"
-    return f"{len(took)} of {len(took) + len(todo)} pieces done, about {amount} left"
+    return f"{len(took)} of {len(took) + len(rest)} pieces done, about {amount} left"
 
 
 def _refuse_changed(done: Mapping[Piece, Mapping[str, Any]], folder: Path) -> None:
