@@ -147,5 +147,11 @@ def set_generators(state: dict[str, np.ndarray]) -> None:
 
 
 def array_of(variable: Any) -> np.ndarray:
-    """Returns a variable's value in the layout that safetensors writes; unlike `ascontiguousarray` it keeps scalars."""
-    return np.array(keras.ops.convert_to_numpy(variable), order="C")
+    """Returns a variable's value in the layout that safetensors writes, to be used before the next step.
+
+    It shares the variable's memory where the backend lets it, and keeps scalars, unlike `ascontiguousarray`.
+    """
+    if keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(variable.dtype) != "bfloat16":
+        value = variable.value
+        return np.asarray(memoryview(value.read_value() if hasattr(value, "read_value") else value))
+    return np.asarray(keras.ops.convert_to_numpy(variable), order="C")

@@ -8,6 +8,7 @@ import numpy as np
 
 from kft.data.batches import Batches
 from kft.progress import Progress
+from kft.tuning import shapes
 
 
 def logits(model: Any, batches: Batches, progress: Progress | None = None) -> list[np.ndarray]:
@@ -25,9 +26,12 @@ def logits(model: Any, batches: Batches, progress: Progress | None = None) -> li
     plan = batches.plan(0)
     for done, (rows, length) in enumerate(plan, 1):
         inputs, _, _ = batches.make(rows, length)
-        outputs = np.asarray(model.predict_on_batch(inputs), np.float32)
-        for row, output in zip(rows, outputs, strict=False):
-            found[int(row)] = output
+        size = shapes.rows_at_once(batches.batch_size, length)
+        for start in range(0, len(rows), size):
+            part = {name: array[start : start + size] for name, array in inputs.items()}
+            outputs = np.asarray(model.predict_on_batch(part), np.float32)
+            for row, output in zip(rows[start : start + size], outputs, strict=False):
+                found[int(row)] = output
         if progress is not None:
             progress.advance(done, len(plan))
     return found

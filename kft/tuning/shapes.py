@@ -7,6 +7,7 @@ import keras
 from kft import backend
 
 TENSOR_CORES = 8  # GPUs multiply matrices fastest whose sides are multiples of this
+CACHED = 2048  # tokens whose activations a processor's cache still holds a part of
 
 
 def multiple() -> int | None:
@@ -19,3 +20,20 @@ def multiple() -> int | None:
     if name == "jax" or (name == "tensorflow" and on_gpu):
         return None
     return TENSOR_CORES if on_gpu else 1
+
+
+def rows_at_once(batch_size: int, length: int) -> int:
+    """Returns how many rows of a batch to predict at once: a divisor of its size, since each size is a shape.
+
+    Without gradients to keep, torch and jax compute a batch on a CPU faster in pieces that stay in its cache; TensorFlow
+    and GPUs are faster with all of it.
+
+    Args:
+        batch_size: rows of the whole batch.
+        length: tokens a row, 0 where rows are no tokens.
+    """
+    on_gpu = any(device.startswith("gpu") for device in backend.devices())
+    if on_gpu or keras.backend.backend() == "tensorflow" or not length:
+        return batch_size
+    divisors = [rows for rows in range(1, batch_size + 1) if batch_size % rows == 0]
+    return max([rows for rows in divisors if rows * length <= CACHED], default=1)
