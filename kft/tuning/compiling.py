@@ -25,6 +25,8 @@ def compile_model(model: Any, train: Train, target: Target, steps: int, learning
         learning_rate or train.learning_rate, steps, warmup_steps(train.warmup, steps), train.schedule
     )
     model.compile(optimizer=optimizer(model, train, schedule), loss=loss(target, train.label_smoothing))
+    # TensorFlow would trace the whole step twice, the first time only to make the optimizer's variables.
+    model.optimizer.build(model.trainable_variables)
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
