@@ -249,6 +249,28 @@ class Run:
                 scores[name] = self._evaluator([encoded]).score(self.model, encoded, progress)
         return Report(self.folder.path, self.backend, scores, progress.seconds)
 
+    def export(self, folder: str | Path, form: str = "huggingface") -> list[str]:
+        """Hands the model on in another tool's format.
+
+        Args:
+            folder: a new folder.
+            form: `huggingface`, which transformers opens, or a format that another package adds.
+
+        Returns:
+            The names of the files in it.
+
+        Raises:
+            KftError: if there is no such format, the model has no counterpart in it, or the folder holds something.
+        """
+        from kft.exporters import EXPORTERS
+        from kft.exporters.exported import Finished
+
+        write, preset = EXPORTERS.load(form), self.recipe.model.preset
+        report, text = rundir.read_json(self.folder.report), self.folder.recipe.read_text(encoding="utf8")
+        finished = Finished(self.model, self.task.name, self.target, self.encoding, preset, report, text)
+        files: list[str] = write(finished, Path(folder))
+        return files
+
     def _records(self, table: Table, progress: Progress | None) -> list[dict[str, Any]]:
         from kft.tuning import evaluating
 

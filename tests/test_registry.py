@@ -7,6 +7,7 @@ import pytest
 
 from kft.data import SOURCES
 from kft.errors import KftError
+from kft.exporters import EXPORTERS
 from kft.metrics import METRICS, Metric
 from kft.registry import Part, Registry
 from kft.tasks import TASKS
@@ -87,11 +88,14 @@ LISTED = [
     *(("data source", name) for name in SOURCES),
     *(("metric", name) for name in METRICS),
 ]
-TABLES = {"task": TASKS, "data source": SOURCES, "metric": METRICS}
+TABLES = {"task": TASKS, "data source": SOURCES, "metric": METRICS, "format": EXPORTERS}
 
 
 def test_no_table_is_empty() -> None:
-    assert {kind: len(list(table)) > 3 for kind, table in TABLES.items()} == dict.fromkeys(TABLES, True)
+    least = {"format": 1}
+    assert {kind: len(list(table)) >= least.get(kind, 4) for kind, table in TABLES.items()} == dict.fromkeys(
+        TABLES, True
+    )
 
 
 @pytest.mark.parametrize(("kind", "name"), LISTED)
@@ -116,3 +120,9 @@ def test_a_task_goes_by_the_name_and_summary_it_is_listed_with(name: str) -> Non
     task: Task = TASKS.load(name)
     assert (task.name, task.summary) == (name, TASKS[name].summary)
     assert task.metrics and all(metric in METRICS for names in task.metrics.values() for metric in names)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("name", list(EXPORTERS))
+def test_every_format_loads(backend: str, name: str) -> None:
+    assert EXPORTERS[name].summary and callable(EXPORTERS.load(name))

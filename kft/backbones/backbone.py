@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+
 from kft.backbones.tokenizer import Tokenizer
 
 
@@ -26,6 +28,21 @@ class Images:
 
 
 @dataclass(frozen=True)
+class PublishedHead:
+    """A head that was published together with a backbone.
+
+    Attributes:
+        reads: what it stands on: pooled, first or tokens.
+        labels: the names of its outputs, LABEL_0 and so on where nobody named them.
+        weights: kernel and bias by the layer's name: `logits`, and `head_dense` below it where it reads the first token.
+    """
+
+    reads: Literal["pooled", "first", "tokens"]
+    labels: tuple[str, ...]
+    weights: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A pretrained model without a head, and what it needs to be used.
 
@@ -35,6 +52,8 @@ class Backbone:
         pooling: which part of a text its own makers read off: first, pooled, mean or last.
         tokenizer: for text, else None.
         images: for images, else None.
+        head: what was published with it, or None.
+        first_activation: of the dense layer on the first token in its makers' own head.
         origin: the handle, folder and digest it came from.
     """
 
@@ -43,6 +62,8 @@ class Backbone:
     pooling: str
     tokenizer: Tokenizer | None = None
     images: Images | None = None
+    head: PublishedHead | None = None
+    first_activation: str = "tanh"
     origin: dict[str, str | None] = field(default_factory=dict)
 
     @property

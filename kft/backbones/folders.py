@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from kft.backbones import published
 from kft.errors import ModelError, nearest
 from kft.fetch import fetch_wheel
 from kft.progress import Progress
@@ -141,10 +142,13 @@ def open_folder(path: Path, handle: str, sha256: str | None = None) -> ModelFold
         ModelError: if it is not a KerasHub preset or Hugging Face folder.
     """
     file = path / "config.json"
+    if not file.is_file() and (layout := published.layout_of(path)) is not None:
+        return open_folder(published.folder_for(path, layout), handle, sha256)
     if not file.is_file():
         there = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) if path.is_dir() else "nothing"
         raise ModelError(
-            f"No config.json in '{path}' (there: {there}). Give a KerasHub preset folder or a Hugging Face folder."
+            f"No config.json in '{path}' (there: {there}). Give a KerasHub preset folder, a Hugging Face folder, or a "
+            "checkpoint as Google published BERT (bert_config.json) or OpenAI GPT-2 (hparams.json)."
         )
     try:
         config = json.loads(file.read_text(encoding="utf8"))

@@ -9,10 +9,9 @@ from typing import Any
 
 import keras
 import keras_hub
-import numpy as np
-from safetensors import safe_open
 
 from kft import backend
+from kft.backbones import hugging_face
 from kft.backbones.backbone import Backbone, Images
 from kft.backbones.folders import ModelFolder, locate
 from kft.backbones.renamed import folder_for
@@ -34,11 +33,14 @@ def load(config: Model, progress: Progress | None = None) -> Backbone:
     if config.preset is None:
         return _from_configuration(config)
     folder = locate(config.preset, config.sha256, progress)
-    model = _build(folder, config)
-    if config.pretrained and folder.config.get("model_type") == "roberta":
-        _add_segment(model, folder.path)
-    _part_attention_dropout(model, config)
+    family = hugging_face.family_of(folder)
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
+    if family is not None:
+        model, head = hugging_face.load(folder, config, family)
+        tokenizer, activation = _tokenizer(config, folder.path), family.head.activation
+        return Backbone(model, "text", _pooling(model, folder), tokenizer, None, head, activation, origin)
+    model = _build(folder, config)
+    _part_attention_dropout(model, config)
     if isinstance(model.input, dict):
         return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)
     return Backbone(model, "image", "mean", images=_images(model, folder, config), origin=origin)
@@ -104,25 +106,6 @@ def _build(folder: ModelFolder, config: Model) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"KerasHub cannot build '{folder.handle}' ({folder.format}): {reason}") from None
-
-
-def _add_segment(model: Any, path: Path) -> None:
-    """Adds a RoBERTa's one segment vector to its positions, where KerasHub left it out.
-
-    It is 0 in the first RoBERTa and no longer in models that were trained further.
-    """
-    found: dict[str, np.ndarray] = {}
-    for file in sorted(path.glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            wanted = ("position_embeddings.weight", "token_type_embeddings.weight")
-            names = [name for name in tensors.keys() if name.endswith(wanted)]  # noqa: SIM118
-            found |= {name.split(".")[-2]: tensors.get_tensor(name) for name in names}
-    variable = model.embeddings.position_embedding.position_embeddings
-    left_out = len(found) == 2 and np.array_equal(
-        keras.ops.convert_to_numpy(variable), found["position_embeddings"][-variable.shape[0] :]
-    )
-    if left_out:
-        variable.assign_add(found["token_type_embeddings"][0])
 
 
 def _class(folder: ModelFolder) -> Any:

@@ -1,7 +1,7 @@
 """Weights that were saved without a head, under the names that KerasHub looks for.
 
-transformers names the weights of `RobertaModel` otherwise than those of `RobertaForMaskedLM`, whose encoder has the
-prefix `roberta.`; of some families KerasHub knows the second kind only.
+transformers names the weights of `ViTModel` otherwise than those of `ViTForImageClassification`, whose encoder has the
+prefix `vit.`; KerasHub knows the second kind only.
 """
 
 from __future__ import annotations
@@ -19,13 +19,7 @@ from kft.backbones.folders import ModelFolder
 from kft.fetch import cache_folder
 from kft.rundir import explained
 
-PREFIXES = {
-    "roberta": "roberta.",
-    "xlm-roberta": "roberta.",
-    "distilbert": "distilbert.",
-    "albert": "albert.",
-    "vit": "vit.",
-}
+PREFIXES = {"vit": "vit."}
 
 
 def folder_for(folder: ModelFolder) -> Path:

@@ -15,7 +15,7 @@ from kft import __version__
 from kft.cli.failure import report
 from kft.errors import unknown
 
-COMMANDS = ("run", "check", "plan", "init", "list", "evaluate", "predict", "doctor", "parity", "bench")
+COMMANDS = ("run", "check", "plan", "init", "list", "evaluate", "predict", "export", "doctor", "parity", "bench")
 
 
 class Commands(click.Group):

@@ -19,7 +19,7 @@ from kft.errors import KftError
 from kft.fetch import cache_folder
 from kft.recipe import Recipe
 
-FORMAT = 1
+FORMAT = 2
 # What one step, one evaluation or one saving depends on; how many there are is no part of it.
 TRAIN_FIELDS = (
     "batch_size",
@@ -59,7 +59,7 @@ def key(recipe: Recipe, backend: str) -> dict[str, Any]:
         "backend": backend,
         "task": recipe.task,
         "model": recipe.model.model_dump(mode="json"),
-        "trainable": [stage.trainable for stage in recipe.stages],
+        "trainable": [[stage.trainable, stage.trainable == "all" or stage.epochs > 1] for stage in recipe.stages],
         "train": {name: train[name] for name in TRAIN_FIELDS},
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class Job:
         evaluate: for each split that is scored its batches by length.
         checkpoints: further ones than one an epoch.
         multiple: that of the batches' lengths, or None for a ladder of a few, as `Batches` has it.
+        once: the training split's batches by length as an evaluation cuts them, for what is computed once.
     """
 
     examples: int
@@ -38,6 +39,7 @@ class Job:
     evaluate: dict[str, Counts] = field(default_factory=dict)
     checkpoints: int = 0
     multiple: int | None = None
+    once: Counts = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
@@ -62,6 +64,7 @@ class Job:
             {split: _whole(counts) for split, counts in values["evaluate"].items()},
             values["checkpoints"],
             values["multiple"],
+            _whole(values["once"]),
         )
 
     def like(self, other: Job) -> Job:
@@ -76,7 +79,9 @@ class Job:
         evaluate = {
             split: {length: count * share for length, count in c.items()} for split, c in other.evaluate.items()
         }
-        return Job(self.examples, self.epochs, self.batch_size, train, evaluate, self.checkpoints, other.multiple)
+        once = {length: count * share for length, count in other.once.items()}
+        checkpoints, multiple = self.checkpoints, other.multiple
+        return Job(self.examples, self.epochs, self.batch_size, train, evaluate, checkpoints, multiple, once)
 
 
 def count(recipe: Recipe, examples: int, train: Batches, evaluate: Mapping[str, Batches]) -> Job:
@@ -92,6 +97,7 @@ def count(recipe: Recipe, examples: int, train: Batches, evaluate: Mapping[str, 
     counted = min(EPOCHS_COUNTED, sum(epochs))
     seen = Counter(length for epoch in range(counted) for _, length in train.plan(epoch))
     every = recipe.train.checkpoint_every
+    once = replace(train, batch_size=recipe.train.evaluation_batch_size, shuffle=False)
     return Job(
         examples,
         epochs,
@@ -100,6 +106,7 @@ def count(recipe: Recipe, examples: int, train: Batches, evaluate: Mapping[str, 
         {split: dict(Counter(length for _, length in batches.plan(0))) for split, batches in evaluate.items()},
         sum(epochs) * len(train) // every if every else 0,
         train.multiple,
+        dict(Counter(length for _, length in once.plan(0))),
     )
 
 
@@ -134,11 +141,13 @@ class StageCosts:
     """What a stage took.
 
     Attributes:
-        begin: seconds from its start to its first batch.
+        begin: seconds from its start to its first batch, without what is computed once.
         train: steps by length.
         predict: batches of an evaluation by length.
         score: seconds of an evaluation beside its batches.
         keep: seconds an epoch's end took beside the evaluation: checkpoint and best weights.
+        once: batches of the frozen part by length, which is computed once for training and validation; empty where it is
+            part of each step.
     """
 
     begin: float
@@ -146,6 +155,7 @@ class StageCosts:
     predict: tuple[Shape, ...]
     score: float
     keep: float
+    once: tuple[Shape, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,6 +171,7 @@ class Costs:
         gpu_bytes: the peak memory of the GPU, or None.
         seconds: what the measuring took.
         job: that of the recipe it was measured with.
+        after: batches by length of an evaluation after the training, where it is not of what the last stage evaluates.
     """
 
     start: dict[str, float]
@@ -171,6 +182,7 @@ class Costs:
     gpu_bytes: int | None
     seconds: float
     job: Job
+    after: tuple[Shape, ...] = ()
 
     def dump(self) -> dict[str, Any]:
         """Returns the costs as JSON values."""
@@ -179,11 +191,11 @@ class Costs:
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Costs:
         """Returns what `dump` made."""
+        measured = ("train", "predict", "once")
         stages = tuple(
-            StageCosts(**{**stage, "train": _shapes(stage["train"]), "predict": _shapes(stage["predict"])})
-            for stage in values["stages"]
+            StageCosts(**{**stage, **{name: _shapes(stage[name]) for name in measured}}) for stage in values["stages"]
         )
-        return cls(**{**values, "stages": stages, "job": Job.read(values["job"])})
+        return cls(**{**values, "stages": stages, "job": Job.read(values["job"]), "after": _shapes(values["after"])})
 
     @property
     def noise(self) -> float:
@@ -194,7 +206,7 @@ class Costs:
 
     def fits(self, job: Job) -> bool:
         """Says whether these costs tell what a job of the same shape would take."""
-        return len(self.stages) == len(job.epochs) and (not job.evaluate or bool(self.stages[-1].predict))
+        return len(self.stages) == len(job.epochs) and (not job.evaluate or bool(self.stages[-1].predict or self.after))
 
 
 def expected(costs: Costs, job: Job) -> dict[str, float]:
@@ -212,14 +224,18 @@ def expected(costs: Costs, job: Job) -> dict[str, float]:
     compiled, trained, scored, kept = 0.0, 0.0, 0.0, 0.0
     for number, (stage, counts) in enumerate(zip(costs.stages, job.train, strict=True)):
         last = number == len(costs.stages) - 1
-        evaluated = {*validation, *(test if last else {})}
+        evaluated = {*validation, *(test if last and not costs.after else {})}
         compiled += stage.begin + _once(stage.train, counts, each) + _once(stage.predict, evaluated, each)
         trained += _steady(stage.train, counts)
+        if stage.once:
+            compiled += _once(stage.once, {*job.once, *validation}, each)
+            trained += _steady(stage.once, job.once) + _steady(stage.once, validation)
         if validation:
             scored += job.epochs[number] * (_steady(stage.predict, validation) + costs.score)
             scored += max(0.0, stage.score - costs.score)
         if test and last:
-            scored += _steady(stage.predict, test) + costs.score
+            compiled += _once(costs.after, test, each)
+            scored += _steady(costs.after or stage.predict, test) + costs.score
         kept += job.epochs[number] * stage.keep
     kept += job.checkpoints * costs.stages[-1].keep + costs.save
     return dict(zip(PHASES, (sum(costs.start.values()), compiled, trained, scored, kept), strict=True))

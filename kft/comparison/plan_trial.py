@@ -17,10 +17,10 @@ from kft.data.batches import Batches
 from kft.data.encoded import Encoded
 from kft.progress import Progress
 from kft.recipe import Recipe
-from kft.tuning import predicting, shapes
+from kft.tuning import frozen, predicting, shapes
 from kft.tuning.evaluating import Evaluator
 from kft.tuning.prepared import Prepared
-from kft.tuning.training import Training
+from kft.tuning.training import Training, stands_still
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 ROUNDS_SECONDS = 8.0  # once the least number of rounds is made
@@ -192,6 +192,9 @@ class Trial(Training):
         prepared: the recipe as it is.
         folder: a folder that is thrown away.
         say: hears how far it is.
+
+    Attributes:
+        kept_bytes: what the run keeps of frozen parts, and reads through.
     """
 
     def __init__(self, prepared: Prepared, folder: Any, say: Say) -> None:
@@ -200,14 +203,37 @@ class Trial(Training):
         self._plan = rounds(self.whole.plan(0), LENGTHS[prepared.backend], 1 + MOST_ROUNDS)
         self.clock = Clock(self._plan, say)
         small = dataclasses.replace(prepared, recipe=one_epoch(prepared.recipe))
+        self._planned, self._once = prepared.recipe.stages, defaultdict[int, list[tuple[int, float]]](list)
+        self.kept_bytes = 0
         super().__init__(small, folder, Progress(), callbacks=[self.clock])
         values = {f.name: getattr(whole.evaluator, f.name) for f in dataclasses.fields(Evaluator)}
         self.evaluator = self.sampled = Sampled(**values, most=EVALUATION_LENGTHS[prepared.backend], say=say)
 
-    @property
-    def batches(self) -> Batches:
-        """The picked batches of the training split."""
-        return Chosen.of(self.whole, self._plan)
+    def _batches(self, encoded: Encoded, inputs: tuple[str, ...]) -> Batches:
+        return Chosen.of(super()._batches(encoded, inputs), self._plan)
+
+    def _stands_still(self, number: int) -> bool:
+        return stands_still(self._planned[number])
+
+    def _features(self, cut: frozen.Cut, split: Encoded, batches: Batches) -> Encoded | None:
+        """Takes the time of some batches of the frozen part; what it gives is random."""
+        layout, start, stage = frozen.layout(cut, split, batches), time.perf_counter(), len(self.clock.turns)
+        if layout is None:
+            return None
+        if stage not in self._once:
+            for rows, length in rounds(batches.plan(0), self.sampled.most, 1 + EVALUATION_ROUNDS):
+                before = time.perf_counter()
+                for _, inputs in predicting.pieces(batches, rows, length):
+                    cut.lower.predict_on_batch(inputs)
+                self._once[stage].append((length, time.perf_counter() - before))
+        rng = np.random.default_rng(0)
+        found = {}
+        for name, shape in layout.shapes.items():
+            # One row for all: the whole of it might not fit into memory.
+            found[name] = np.broadcast_to(rng.normal(size=shape[1:]).astype(np.float32), shape)
+            self.kept_bytes += found[name].nbytes
+        self.clock.ended += time.perf_counter() - start
+        return frozen.joined(split, found, layout)
 
     @property
     def splits_to_score(self) -> dict[str, Batches]:
@@ -215,8 +241,13 @@ class Trial(Training):
         scored = [split for split in ("validation", "test") if split in self.encoded]
         return {split: self.sampled.batches(self.encoded[split]) for split in scored}
 
-    def measure(self) -> tuple[tuple[StageCosts, ...], float]:
-        """Trains and evaluates; returns the costs of each stage, and the seconds of a later evaluation beside its batches."""
+    def measure(self) -> tuple[tuple[StageCosts, ...], tuple[Shape, ...], float]:
+        """Trains and evaluates.
+
+        Returns:
+            The costs of each stage; the batches of an evaluation after the training, where the last stage evaluates only
+            the upper part of the model; the seconds of a later evaluation beside its batches.
+        """
         sampled = self.sampled
         self.clock.ended = time.perf_counter()
         self.run(resumed=False)
@@ -224,17 +255,20 @@ class Trial(Training):
         if self.splits_to_score:
             sampled.score(self.model, self.encoded[next(reversed(self.splits_to_score))])
         stages = [self._stage_costs(number, number < during) for number in range(len(self.clock.turns))]
-        # What is predicted after the training adds to what the last stage predicted.
-        late = _shapes([step for seen in sampled.seen[max(0, during - 1) :] for step in seen])
-        stages[-1] = dataclasses.replace(stages[-1], predict=late)
-        return tuple(stages), sampled.scored[-1] if sampled.scored else 0.0
+        apart = len(stages) - 1 in self.parted
+        # What is predicted after the training adds to what the last stage predicted, if that was the same model.
+        late = _shapes([step for seen in sampled.seen[during if apart else max(0, during - 1) :] for step in seen])
+        if not apart:
+            stages[-1] = dataclasses.replace(stages[-1], predict=late)
+        return tuple(stages), late if apart else (), sampled.scored[-1] if sampled.scored else 0.0
 
     def _stage_costs(self, number: int, evaluated: bool) -> StageCosts:
         turn, sampled = self.clock.turns[number], self.sampled
         seen = sampled.seen[number] if evaluated else []
         score = sampled.scored[number] if evaluated else 0.0
         keep = turn["end"] - score - sum(seconds for _, seconds in seen)
-        return StageCosts(turn["begin"], _shapes(self.clock.steps[number]), _shapes(seen), score, max(0.0, keep))
+        steps, once = self.clock.steps[number], self._once.get(number, [])
+        return StageCosts(turn["begin"], _shapes(steps), _shapes(seen), score, max(0.0, keep), _shapes(once))
 
 
 def one_epoch(recipe: Recipe) -> Recipe:

@@ -71,7 +71,7 @@ def measure(job: dict[str, Any], say: Say) -> dict[str, Any]:
     cached = _compiled_steps(prepared.backend)
     with TemporaryDirectory(prefix="kft-plan-") as place:
         trial = Trial(prepared, RunFolder(Path(place)), lambda done, total, what: say(f"{done} {total} {what}"))
-        stages, score = trial.measure()
+        stages, after, score = trial.measure()
         say("1 1 saving the model")
         start = time.perf_counter()
         trial.save_model()
@@ -82,10 +82,11 @@ def measure(job: dict[str, Any], say: Say) -> dict[str, Any]:
         stages=stages,
         score=score,
         save=save,
-        host_bytes=host_peak() + mapped,
+        host_bytes=host_peak() + mapped + trial.kept_bytes,
         gpu_bytes=gpu_peak(prepared.backend),
         seconds=time.time() - job["started"],
         job=count(recipe, len(prepared.splits.train), trial.whole, trial.splits_to_score),
+        after=after,
     )
     return {"costs": costs.dump(), "compiled": _compiled_steps(prepared.backend) != cached}
 

@@ -50,6 +50,7 @@ def build(
         raise ModelError(
             f"The task {task.name} needs a backbone for {task.modality}; this one is for {backbone.modality}."
         )
+    reads = task.head
     if task.head == "image":
         inputs, features = _image_features(backbone, augmentation or Augmentation(), image_size)
     else:
@@ -61,7 +62,8 @@ def build(
             )
         features = backbone.model(inputs)
         if task.head == "sequence":
-            features = pool(features, inputs, backbone.pooling if pooling == "auto" else pooling)
+            reads = backbone.pooling if pooling == "auto" else pooling
+            features = pool(features, inputs, reads, backbone.first_activation)
         else:
             features = features["sequence_output"] if isinstance(features, dict) else features
     features = keras.layers.Dropout(dropout, name="head_dropout", seed=seed)(features)
@@ -70,6 +72,7 @@ def build(
     )
     model = keras.Model(inputs, logits, name=task.name)
     initial.draw(head_layers(model, backbone), seed)
+    keep_published(model, backbone, target, reads)
     fused.install(model)
     return model
 
@@ -79,15 +82,54 @@ def _kernel(task: Task) -> Any:
     return "glorot_uniform" if task.head == "image" else keras.initializers.TruncatedNormal(stddev=0.02)
 
 
+def keep_published(model: Any, backbone: Backbone, target: Target, reads: str) -> list[str]:
+    """Puts the head that was published with a backbone into a model that reads the same part of it.
+
+    The layer on the first token is kept whatever the labels are. The last one is kept where its labels are the target's, in
+    whichever order, or where nobody has named them and there are as many.
+
+    Args:
+        model: with its head.
+        backbone: what it stands on.
+        target: what its outputs mean.
+        reads: the part of the backbone that the head stands on: tokens, or a pooling.
+
+    Returns:
+        The names of the layers that are no longer random.
+    """
+    head = backbone.head
+    if head is None or head.reads != reads:
+        return []
+    kept, layers = [], {layer.name: layer for layer in head_layers(model, backbone)}
+    for name, (kernel, bias) in head.weights.items():
+        order = _order(head.labels, target) if name == "logits" else list(range(len(bias)))
+        if order is not None and tuple(layers[name].kernel.shape) == (kernel.shape[0], len(order)):
+            layers[name].kernel.assign(kernel[:, order])
+            layers[name].bias.assign(bias[order])
+            kept.append(name)
+    return kept
+
+
+def _order(labels: tuple[str, ...], target: Target) -> list[int] | None:
+    """Returns for each output of a target the output of a published head, or None where they are not the same."""
+    names = [label.casefold() for label in labels]
+    wanted = [label.casefold() for label in target.labels] or ["value"]
+    if sorted(names) == sorted(wanted) and len(set(names)) == len(names):
+        return [names.index(label) for label in wanted]
+    unnamed = all(name == f"label_{number}" for number, name in enumerate(names))
+    return list(range(len(names))) if unnamed and len(names) == len(wanted) else None
+
+
 def head_layers(model: Any, backbone: Backbone) -> list[Any]:
     """Returns the layers of a model that are not the backbone's."""
     return [layer for layer in model.layers if layer is not backbone.model]
 
 
-def pool(features: Any, inputs: dict[str, Any], pooling: str) -> Any:
+def pool(features: Any, inputs: dict[str, Any], pooling: str, activation: str = "tanh") -> Any:
     """Returns one vector a text, shape (batch, width).
 
-    `first` puts a new dense layer with tanh on the first token, as BERT's pooler has it; `pooled` takes the backbone's own.
+    `first` puts a new dense layer on the first token, with tanh as BERT's pooler has it or the activation that the
+    backbone's makers chose; `pooled` takes the backbone's own.
 
     Raises:
         ModelError: if the backbone has no pooler and one is asked for.
@@ -107,7 +149,7 @@ def pool(features: Any, inputs: dict[str, Any], pooling: str) -> Any:
             )
         position = keras.ops.sum(mask, axis=1, keepdims=True) - 1
         return keras.ops.squeeze(keras.ops.take_along_axis(tokens, position[:, :, None], axis=1), axis=1)
-    return keras.layers.Dense(tokens.shape[-1], activation="tanh", name="head_dense")(tokens[:, 0, :])
+    return keras.layers.Dense(tokens.shape[-1], activation=activation, name="head_dense")(tokens[:, 0, :])
 
 
 def _image_features(backbone: Backbone, augmentation: Augmentation, size: tuple[int, int] | None) -> tuple[Any, Any]:

@@ -27,6 +27,10 @@ def compile_model(model: Any, train: Train, target: Target, steps: int, learning
     model.compile(optimizer=optimizer(model, train, schedule), loss=loss(target, train.label_smoothing))
     # TensorFlow would trace the whole step twice, the first time only to make the optimizer's variables.
     model.optimizer.build(model.trainable_variables)
+    if keras.backend.backend() == "jax":
+        from kft.tuning import jax_step
+
+        jax_step.part(model)
 
 
 def warmup_steps(warmup: float, steps: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from kft.data.encoded import Array, Encoded, Ragged, kept
 from kft.fetch import cache_folder
 from kft.progress import Progress
 from kft.rundir import free_bytes
+from kft.tuning import predicting
 from kft.tuning.trainable import RANDOM
 
 SHARE_OF_DISK = 0.5  # of what is free, at most so much is taken
@@ -143,17 +144,26 @@ def _frontier(outputs: list[Any], active: set[int]) -> tuple[list[Any], list[Any
     return _walk(outputs, lambda tensor: id(tensor) not in active)
 
 
-def features(part: Cut, encoded: Encoded, batches: Batches, progress: Progress) -> Encoded | None:
-    """Returns a split with what crosses the cut among its inputs, from the cache on disk if it was computed before.
+@dataclass(frozen=True)
+class Layout:
+    """What is kept of a split.
+
+    Attributes:
+        shapes: of each array, by name.
+        ragged: the names of those that have a row a token.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    ragged: frozenset[str]
+
+
+def layout(part: Cut, encoded: Encoded, batches: Batches) -> Layout | None:
+    """Returns what would be kept of a split, or None where the disk has no room, or padding would change it.
 
     Args:
         part: the cut model.
         encoded: the split.
         batches: of the split, not shuffled, with the whole model's inputs.
-        progress: hears of each batch.
-
-    Returns:
-        The split, or None where the disk has no room, or padding would change what is kept.
     """
     lengths = encoded.row_lengths
     if lengths is not None and "padding_mask" not in (batches.inputs or ()):
@@ -170,31 +180,56 @@ def features(part: Cut, encoded: Encoded, batches: Batches, progress: Progress) 
         return None
     if 4 * sum(math.prod(shape) for shape in shapes.values()) > SHARE_OF_DISK * free_bytes(cache_folder()):
         return None
+    return Layout(shapes, frozenset(ragged))
+
+
+def features(part: Cut, encoded: Encoded, batches: Batches, progress: Progress) -> Encoded | None:
+    """Returns a split with what crosses the cut among its inputs, from the cache on disk if it was computed before.
+
+    Args:
+        part: the cut model.
+        encoded: the split.
+        batches: of the split, not shuffled, with the whole model's inputs.
+        progress: hears of each batch.
+
+    Returns:
+        The split, or None where `layout` finds that nothing can be kept.
+    """
+    planned = layout(part, encoded, batches)
+    if planned is None:
+        return None
 
     def fill(arrays: dict[str, np.ndarray]) -> None:
-        _fill(arrays, part, batches, ragged, progress)
+        _fill(arrays, part, batches, planned.ragged, progress)
 
-    found = kept({"frozen": _digest(part), "data": _digest_of(encoded)}, shapes, fill)
-    if lengths is None:
-        return replace(encoded, inputs={**encoded.inputs, **found})
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    more: dict[str, Array] = {n: Ragged(array, offsets) if n in ragged else array for n, array in found.items()}
+    found = kept({"frozen": _digest(part), "data": _digest_of(encoded)}, planned.shapes, fill)
+    return joined(encoded, found, planned)
+
+
+def joined(encoded: Encoded, found: Mapping[str, np.ndarray], planned: Layout) -> Encoded:
+    """Returns a split with arrays of a layout among its inputs."""
+    lengths, more = encoded.row_lengths, dict[str, Array](found)
+    if lengths is not None:
+        more |= {name: Ragged.of_lengths(found[name], lengths) for name in planned.ragged}
     return replace(encoded, inputs={**encoded.inputs, **more})
 
 
-def _fill(arrays: dict[str, np.ndarray], part: Cut, batches: Batches, ragged: set[str], progress: Progress) -> None:
+def _fill(
+    arrays: dict[str, np.ndarray], part: Cut, batches: Batches, ragged: frozenset[str], progress: Progress
+) -> None:
     lengths = batches.encoded.row_lengths
     starts = np.zeros(0, np.int64) if lengths is None else np.cumsum(lengths) - lengths
     plan = batches.plan(0)
     for done, (rows, length) in enumerate(plan, 1):
-        found = part.lower.predict_on_batch(batches.make(rows, length)[0])
-        for name in part.names:
-            values = np.asarray(found[name], np.float32)[: len(rows)]
-            if name not in ragged or lengths is None:
-                arrays[name][rows] = values
-                continue
-            for row, tokens in zip(rows, values, strict=True):
-                arrays[name][starts[row] : starts[row] + lengths[row]] = tokens[: lengths[row]]
+        for some, inputs in predicting.pieces(batches, rows, length):
+            found = part.lower.predict_on_batch(inputs)
+            for name in part.names:
+                values = np.asarray(found[name], np.float32)[: len(some)]
+                if name not in ragged or lengths is None:
+                    arrays[name][some] = values
+                    continue
+                for row, tokens in zip(some, values, strict=True):
+                    arrays[name][starts[row] : starts[row] + lengths[row]] = tokens[: lengths[row]]
         progress.advance(done, len(plan), "computed once")
 
 

@@ -49,6 +49,7 @@ class Training:
         callbacks: further Keras callbacks, told of each step.
         position: where the training stands.
         interrupt: set it to stop at the next step, with a checkpoint.
+        parted: the stages whose frozen part was computed once.
     """
 
     prepared: Prepared
@@ -62,6 +63,7 @@ class Training:
         self.recipe, self.model, self.encoded = self.prepared.recipe, self.prepared.model, self.prepared.encoded
         self.rungs = common_ladder(list(self.encoded.values()))
         self.inputs = tuple(self.model.input.keys())
+        self.parted: set[int] = set()
         self.evaluator = Evaluator(
             self.prepared.task,
             self.prepared.target,
@@ -149,11 +151,11 @@ class Training:
         stages, train = self.recipe.stages, self.recipe.train
         stage, steps = stages[number], len(self.batches) * stages[number].epochs
         trainable.apply(self.model, self.prepared.backbone, stage.trainable)
-        part = self._part(stage)
+        part = self._part(number)
         compiling.compile_model(part.model, train, self.prepared.target, steps, stage.learning_rate)
         if part.model is not self.model:
+            self.parted.add(number)
             # A checkpoint is of the whole model, and of the optimizer of the part that is trained.
-            part.model.optimizer.build(part.model.trainable_variables)
             self.model.compile(optimizer=part.model.optimizer)
         monitor.evaluate = part.evaluate
         state = (lambda: checkpoint.restore(self.folder.checkpoint, self.model)) if restore else None
@@ -163,10 +165,10 @@ class Training:
         epochs = (before, before + stage.epochs)
         fit.fit(part.model, part.batches, monitor, number, epochs=epochs, restore=state, callbacks=self.callbacks)
 
-    def _part(self, stage: Stage) -> Part:
+    def _part(self, number: int) -> Part:
         """Returns what a stage trains: the model, or its upper part where the frozen rest is computed once."""
         validation = self.encoded.get("validation")
-        if stage.trainable != "all" and stage.epochs > 1 and (found := self._upper(validation)) is not None:
+        if self._stands_still(number) and (found := self._upper(validation)) is not None:
             return found
         evaluator = self.evaluator
         return Part(
@@ -174,6 +176,10 @@ class Training:
             self.batches,
             None if validation is None else lambda: evaluator.score(self.model, validation),
         )
+
+    def _stands_still(self, number: int) -> bool:
+        """Says whether a stage has a part that gives the same in more than one epoch."""
+        return stands_still(self.recipe.stages[number])
 
     def _upper(self, validation: Encoded | None) -> Part | None:
         cut = frozen.cut(self.model, self.prepared.backbone.model)
@@ -183,11 +189,10 @@ class Training:
         with self.progress.phase("frozen part"):
             size = self.evaluator.batch_size
             found = {
-                name: frozen.features(
+                name: self._features(
                     cut,
                     split,
                     Batches(split, size, self.rungs, shapes.multiple(), shuffle=False, inputs=self.inputs),
-                    self.progress,
                 )
                 for name, split in splits.items()
             }
@@ -201,6 +206,9 @@ class Training:
             self._batches(train, inputs),
             None if scored is None else lambda: evaluator.score(cut.upper, scored),
         )
+
+    def _features(self, cut: frozen.Cut, split: Encoded, batches: Batches) -> Encoded | None:
+        return frozen.features(cut, split, batches, self.progress)
 
     def _monitor(self) -> fit.Monitor:
         metric = (self.recipe.watched_metrics or [self.prepared.names[0]])[0]
@@ -227,3 +235,8 @@ class Training:
         else:
             fit.take_best(self.model, self.folder)
         self.save_model()
+
+
+def stands_still(stage: Stage) -> bool:
+    """Says whether a stage may have a frozen part that is worth keeping: one that several epochs read."""
+    return stage.trainable != "all" and stage.epochs > 1

@@ -59,7 +59,7 @@ def test_a_plan_says_time_and_memory_and_goes_on_where_a_backend_is_missing(
     backend: str, tiny: dict, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = next(name for name in backends.PREFERENCE if name != backend)
-    stages = [{"trainable": "head", "epochs": 1}, {"epochs": 3}]
+    stages = [{"epochs": 1}, {"trainable": "head", "epochs": 3}]  # the last one's frozen part is computed once
     changes = {"model.config.num_layers": 1, "train.epochs": None, "train.stages": stages}
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(variant(tiny, changes)), encoding="utf8")
@@ -87,6 +87,7 @@ def test_a_plan_says_time_and_memory_and_goes_on_where_a_backend_is_missing(
     costs = plan_answers.recall(recipes.load(file), backend)
     assert costs is not None and len(costs.stages) == 2
     assert all(stage.train and stage.predict for stage in costs.stages)
+    assert [bool(stage.once) for stage in costs.stages] == [False, True] and costs.after
 
 
 @pytest.mark.backend

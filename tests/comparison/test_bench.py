@@ -169,8 +169,11 @@ def test_where_every_shape_is_new_nothing_is_steady() -> None:
 
 
 def test_operations_of_a_trained_and_of_a_frozen_matrix() -> None:
-    counted = Flop(token=(1000, 100), row=(10, 0), attention=(0, 8)).training([3, 5])
+    model = Flop(token=(1000, 100), row=(10, 0), attention=(0, 8))
+    counted = model.training([3, 5])
     assert counted == {"weights": 6 * 1000 * 8 + 2 * 100 * 8 + 6 * 10 * 2, "attention": 4 * 8 * (9 + 25)}
+    once = model.training([3, 5, 3, 5], [3, 5])  # two epochs that read what the frozen part gave once
+    assert once == {"weights": 6 * 1000 * 16 + 2 * 100 * 8 + 6 * 10 * 4, "attention": 4 * 8 * (9 + 25)}
 
 
 def test_the_peak_is_of_this_process_and_not_of_the_one_that_started_it(tmp_path: Path) -> None:

@@ -40,21 +40,24 @@ def test_every_step_of_every_stage_is_heard(backend: str, quick: dict, variant: 
     from kft.comparison.bench.clock import Clock
     from kft.progress import Progress
 
-    stages = [{"trainable": "head", "epochs": 1}, {"epochs": 2}]
+    stages = [{"trainable": "head", "epochs": 1}, {"epochs": 2}, {"trainable": "head", "epochs": 2}]
     fields = {"train.stages": stages, "train.epochs": None, "backend": backend}
     prepared = pipeline.prepare(recipes.validate(variant(quick, fields), "quick"), Progress())
     clock = Clock()
     training = measured.prepare(prepared, rundir.create(tmp_path / "run"), Progress(), clock, None)
     found = measured.run(training, clock)
     rows = len(prepared.encoded["train"])
-    assert len(found["epochs"]) == 3 and found["steps"] == 3 * -(-rows // 16) and found["examples"] == 3 * rows
-    assert found["tokens"] == 3 * prepared.encoded["train"].row_lengths.sum()  # type: ignore[union-attr]
+    assert len(found["epochs"]) == 5 and found["steps"] == 5 * -(-rows // 16) and found["examples"] == 5 * rows
+    assert found["tokens"] == 5 * prepared.encoded["train"].row_lengths.sum()  # type: ignore[union-attr]
     assert sum(found["epochs"]) < found["seconds"]
     assert found["losses"][-1][1] < found["losses"][0][1] and found["losses"][-1][0] < found["seconds"]
     # One block of width 16: four square matrices and two of 16 by 32 a token; a head of 16 by 2 and an unread pooler a row.
     block, lengths = 4 * 16 * 16 + 2 * 16 * 32, prepared.encoded["train"].row_lengths
     assert lengths is not None
     tokens, head = int(lengths.sum()), 16 * 2
-    weights = (2 + 6 + 6) * block * tokens + 3 * 6 * head * rows + 3 * 2 * 16 * 16 * rows
+    # The last stage's frozen part is computed once for both of its epochs.
+    weights = (2 + 6 + 6 + 2) * block * tokens + 5 * 6 * head * rows + 4 * 2 * 16 * 16 * rows
     assert found["flop"]["weights"] == pytest.approx(weights)
-    assert found["flop"]["attention"] == pytest.approx((4 + 12 + 12) * 16 * float((lengths.astype(float) ** 2).sum()))
+    assert found["flop"]["attention"] == pytest.approx(
+        (4 + 12 + 12 + 4) * 16 * float((lengths.astype(float) ** 2).sum())
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,21 @@ def test_a_job_takes_the_sum_of_its_parts() -> None:
             "save": 2 * 0.75 + 0.25,
         }
     )
+
+
+def test_a_frozen_part_is_computed_once_and_the_test_split_goes_through_the_whole_model() -> None:
+    found = costs()
+    stage = replace(found.stages[0], once=(Shape(16, 3.0, (1.0, 1.0)),))
+    found = replace(found, stages=(stage,), after=(Shape(16, 4.0, (1.5, 1.5)),))
+    job = Job(320, (2,), 32, ({16: 16.0, 64: 4.0},), {"validation": {16: 2}, "test": {16: 4}}, 0, None, {16: 5})
+    plain = Job(320, (2,), 32, ({16: 16.0, 64: 4.0},), {"validation": {16: 2}, "test": {16: 4}}, 0)
+    seconds, before = expected(found, job), expected(costs(), plain)
+    assert seconds["train"] == pytest.approx(before["train"] + (5 + 2) * 1.0)  # of training and of validation
+    assert seconds["compile"] == pytest.approx(before["compile"] + (3 - 1) + (4 - 1.5))
+    assert seconds["evaluate"] == pytest.approx(before["evaluate"] + 4 * (1.5 - 0.25))
+    assert Costs.read(json.loads(json.dumps(found.dump()))) == found
+    longer = Job(3200, (4,), 32).like(replace(found.job, once={16: 5}))
+    assert longer.once == {16: 50}  # however many epochs there are
 
 
 def test_lengths_between_and_beyond_those_measured() -> None:

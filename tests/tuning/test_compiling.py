@@ -320,3 +320,38 @@ def test_the_size_of_evaluation_batches_changes_their_shape_and_no_number(finish
         assert set(seen) == {size}
         seen.clear()
     assert found[4] == pytest.approx(found[32], abs=1e-6)
+
+
+def test_the_step_in_two_parts_is_keras_own(backend: str) -> None:
+    if backend != "jax":
+        pytest.skip("only jax compiles the step for each shape")
+    import keras
+
+    from kft.tuning import jax_step
+
+    def trained(parted: bool) -> tuple[list[float], list[np.ndarray], Any]:
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((None, 4))
+        pooled = keras.layers.GlobalAveragePooling1D()(keras.layers.Dropout(0.2, seed=1)(inputs))
+        model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.BatchNormalization()(pooled)))
+        optimizer = keras.optimizers.AdamW(0.01, global_clipnorm=0.1)
+        model.compile(
+            optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), weighted_metrics=["accuracy"]
+        )
+        if parted:
+            jax_step.part(model)
+        losses = []
+        for tokens in (3, 5, 3, 5):
+            rng = np.random.default_rng(tokens)
+            x, y = rng.normal(size=(16, tokens, 4)).astype("float32"), rng.integers(0, 2, 16)
+            found = model.fit(x, y, batch_size=8, epochs=2, sample_weight=rng.random(16), shuffle=False, verbose=0)
+            losses += found.history["loss"] + found.history["accuracy"]
+        return losses, model.get_weights(), model.train_function
+
+    losses, weights, function = trained(True)
+    wanted, other, _ = trained(False)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    for weight, same in zip(weights, other, strict=True):
+        np.testing.assert_allclose(weight, same, atol=1e-6)
+    slopes, update = function.parts
+    assert (slopes._cache_size(), update._cache_size()) == (2, 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import keras
 
 from kft.backbones.fused.block import MASKED, Drop, Settings, Weights
 
@@ -23,9 +25,13 @@ def concatenate(arrays: list[Any], axis: int) -> Any:
 
 
 def activation_of(activation: Any) -> Callable[[Any], Any]:
-    """Returns the activation; XLA fuses Keras' own."""
-    found: Callable[[Any], Any] = activation
+    """Returns the activation, which XLA fuses; the exact GELU by erf, which it computes faster than Keras' erfc."""
+    found: Callable[[Any], Any] = {keras.activations.gelu: _gelu}.get(activation, activation)
     return found
+
+
+def _gelu(x: Any) -> Any:
+    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
 def block(x: Any, padding_mask: Any, w: Weights, settings: Settings, drop: Drop) -> Any:

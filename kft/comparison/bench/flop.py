@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,23 +28,34 @@ class Flop:
     row: tuple[int, int] = (0, 0)
     attention: tuple[int, int] = (0, 0)
 
-    def training(self, lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
-        """Returns the operations of one step over rows of some lengths in tokens."""
-        return self._count(lengths, 6.0, 12.0)
+    def training(
+        self, lengths: Sequence[int] | np.ndarray, frozen: Sequence[int] | np.ndarray | None = None
+    ) -> dict[str, float]:
+        """Returns the operations of training on rows of some lengths in tokens.
+
+        Args:
+            lengths: of each row of each step.
+            frozen: of the rows that pass through the frozen weights, where that is not all of them each time.
+        """
+        return self._count(lengths, lengths if frozen is None else frozen, 6.0, 12.0)
 
     def prediction(self, lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
         """Returns the operations of predicting rows of some lengths in tokens."""
-        return self._count(lengths, 2.0, 4.0)
+        return self._count(lengths, lengths, 2.0, 4.0)
 
-    def _count(self, lengths: Sequence[int] | np.ndarray, weight: float, attention: float) -> dict[str, float]:
-        each = np.asarray(lengths, np.float64)
-        tokens, rows, pairs = float(each.sum()), len(each), float((each**2).sum())
-        trained = weight * (self.token[0] * tokens + self.row[0] * rows)
-        frozen = 2.0 * (self.token[1] * tokens + self.row[1] * rows)
-        return {
-            "weights": trained + frozen,
-            "attention": pairs * (attention * self.attention[0] + 4.0 * self.attention[1]),
-        }
+    def _count(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        frozen: Sequence[int] | np.ndarray,
+        weight: float,
+        attention: float,
+    ) -> dict[str, float]:
+        found = {"weights": 0.0, "attention": 0.0}
+        for of, rows, a_weight, a_pair in ((0, lengths, weight, attention), (1, frozen, 2.0, 4.0)):
+            each = np.asarray(rows, np.float64)
+            found["weights"] += a_weight * (self.token[of] * float(each.sum()) + self.row[of] * len(each))
+            found["attention"] += a_pair * self.attention[of] * float((each**2).sum())
+        return found
 
 
 def of_keras(model: Any) -> Flop:
@@ -56,12 +68,13 @@ def of_keras(model: Any) -> Flop:
 def _walk(model: Any, kind: str, found: dict[str, list[int]]) -> None:
     import keras
 
+    # ALBERT sends its tokens through one layer many times. A layer's own nodes may be those of other models too.
+    calls = Counter(id(node.operation) for nodes in model._nodes_by_depth.values() for node in nodes)
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             _walk(layer, kind, found)
         else:
-            calls = max(1, len(layer._inbound_nodes))  # ALBERT sends its tokens through one layer many times
-            _add(layer, "row" if _is_pooled(layer) else kind, calls, found)
+            _add(layer, "row" if _is_pooled(layer) else kind, calls[id(layer)], found)
 
 
 def _is_pooled(layer: Any) -> bool:

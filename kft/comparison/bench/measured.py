@@ -175,7 +175,9 @@ def flop_of(training: Measured, rows: Sequence[tuple[int, np.ndarray]]) -> dict[
     for number, stage in enumerate(training.recipe.stages):
         mine = [lengths for other, lengths in rows if other == number]
         trainable.apply(training.model, training.prepared.backbone, stage.trainable)
-        counted = flop.of_keras(training.model).training(np.concatenate(mine)) if mine else {}
+        # What is computed once passes the frozen part once, however many epochs read it.
+        once = training.encoded["train"].row_lengths if number in training.parted else None
+        counted = flop.of_keras(training.model).training(np.concatenate(mine), once) if mine else {}
         found = {kind: found.get(kind, 0.0) + value for kind, value in counted.items()} or found
     return found
 

@@ -1,0 +1,143 @@
+"""The tensors of a published model, read one at a time: a file of safetensors, several with an index, or torch's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from kft.errors import ModelError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+class Tensors:
+    """Tensors by name; each is read when it is asked for, so that no more than one is in memory.
+
+    Args:
+        readers: for each name what reads it, as a NumPy array.
+        place: where they come from, for messages.
+    """
+
+    def __init__(self, readers: Mapping[str, Callable[[], np.ndarray]], place: Path) -> None:
+        self._readers, self.place = dict(readers), place
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._readers
+
+    def __len__(self) -> int:
+        return len(self._readers)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._readers[name]()
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[Tensors]:
+    """Opens the weights of a folder in Hugging Face's layout.
+
+    Raises:
+        ModelError: if there are none, a part is missing or broken, or they are torch's and torch is not installed.
+    """
+    with ExitStack() as stack:
+        if (folder / INDEX).is_file():
+            files = _parts(folder, INDEX)
+        else:
+            files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+        if files:
+            yield Tensors(_safetensors(files, stack), folder)
+        elif (folder / TORCH_INDEX).is_file():
+            yield Tensors(_torch(_parts(folder, TORCH_INDEX)), folder)
+        elif (folder / TORCH).is_file():
+            yield Tensors(_torch([folder / TORCH]), folder)
+        else:
+            there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
+            raise ModelError(f"No weights in '{folder}' (there: {there}). Looked for {SINGLE}, {INDEX}, {TORCH}.")
+
+
+def _parts(folder: Path, index: str) -> list[Path]:
+    try:
+        names = sorted(set(json.loads((folder / index).read_text(encoding="utf8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ModelError(f"'{folder / index}' does not say which file holds which weight: {error}.") from None
+    files = []
+    for name in names:
+        if Path(name).name != name:
+            raise ModelError(f"'{folder / index}' names the file '{name}', which does not lie in its own folder.")
+        files.append(folder / name)
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelError(
+            f"'{folder}' lacks {', '.join(missing)}, of {len(files)} files of weights that {index} names. Get them again."
+        )
+    return files
+
+
+def _safetensors(files: list[Path], stack: ExitStack) -> dict[str, Callable[[], np.ndarray]]:
+    found: dict[str, Callable[[], np.ndarray]] = {}
+    for file in files:
+        try:
+            tensors = stack.enter_context(safe_open(file, framework="numpy"))
+            names = list(tensors.keys())
+        except SafetensorError as error:
+            raise ModelError(f"'{file}' is broken or cut off ({error}). Get the file again.") from None
+        found |= {name: _reader(tensors, name, file) for name in names}
+    return found
+
+
+def _reader(tensors: Any, name: str, file: Path) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        try:
+            found: np.ndarray = tensors.get_tensor(name)
+        except TypeError:  # NumPy has no bfloat16 of its own
+            found = _bfloat16(file, name)
+        return found
+
+    return read
+
+
+def _bfloat16(file: Path, name: str) -> np.ndarray:
+    """Returns a bfloat16 tensor as float32: its bits are the upper half."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))[name]
+        if header["dtype"] != "BF16":
+            raise ModelError(f"'{file}': {name} is of type {header['dtype']}, which cannot be read here.")
+        begin, end = header["data_offsets"]
+        stream.seek(8 + size + begin)
+        halves = np.frombuffer(stream.read(end - begin), "<u2")
+    wide = halves.astype(np.uint32) << 16
+    return wide.view(np.float32).reshape(header["shape"])
+
+
+def _torch(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
+    """Reads torch's files with `weights_only`, which refuses all that is no tensor."""
+    try:
+        import torch
+    except ImportError:
+        raise ModelError(
+            f"'{files[0]}' is a file of torch's, which is not installed here. Type: pip install torch, or give a folder "
+            f"with {SINGLE}."
+        ) from None
+    found: dict[str, Callable[[], np.ndarray]] = {}
+    for file in files:
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise ModelError(f"'{file}' holds more than weights, or is broken: {reason}.") from None
+        for name, tensor in state.items():
+            if isinstance(tensor, torch.Tensor):
+                found[name] = lambda tensor=tensor: (
+                    tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+                )
+    return found
