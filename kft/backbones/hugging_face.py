@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -289,7 +289,7 @@ def head_of(config: Mapping[str, Any], family: Family, tensors: Tensors) -> Publ
     named = config.get("id2label") or {}
     outputs = len(weights["logits"][1])
     labels = tuple(str(named.get(str(number), named.get(number, f"LABEL_{number}"))) for number in range(outputs))
-    reads = "tokens" if kind == "tokens" else "first" if dense else "pooled"
+    reads: Literal["pooled", "first", "tokens"] = "tokens" if kind == "tokens" else "first" if dense else "pooled"
     return PublishedHead(reads, labels, weights)
 
 

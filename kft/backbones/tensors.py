@@ -135,9 +135,13 @@ def _torch(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise ModelError(f"'{file}' holds more than weights, or is broken: {reason}.") from None
-        for name, tensor in state.items():
-            if isinstance(tensor, torch.Tensor):
-                found[name] = lambda tensor=tensor: (
-                    tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
-                )
+        found |= {name: _torch_reader(tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
     return found
+
+
+def _torch_reader(tensor: Any) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        found: np.ndarray = tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+        return found
+
+    return read

@@ -50,7 +50,7 @@ def build(
         raise ModelError(
             f"The task {task.name} needs a backbone for {task.modality}; this one is for {backbone.modality}."
         )
-    reads = task.head
+    reads: str = task.head
     if task.head == "image":
         inputs, features = _image_features(backbone, augmentation or Augmentation(), image_size)
     else:
