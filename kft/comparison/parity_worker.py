@@ -155,7 +155,8 @@ class Follow(keras.callbacks.Callback):  # type: ignore[misc]
         step = self.work.training.position.step + 1
         if step == 1 and self.crossing is not None:
             self._sync()
-            self.first_step = {path: as_array(weight) for path, weight in _weights(self.model).items()}
+            weights, array_of = _weights(self.work.prepared.model), self.work.training.array_of
+            self.first_step = {path: np.array(array_of(weight)) for path, weight in weights.items()}
         self.said(step)
         if step >= self.stop:
             self.work.training.interrupt.set()

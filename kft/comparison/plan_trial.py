@@ -253,7 +253,7 @@ class Trial(Training):
         self.run(resumed=False)
         during = len(sampled.seen)
         if self.splits_to_score:
-            sampled.score(self.model, self.encoded[next(reversed(self.splits_to_score))])
+            sampled.score(self.scored, self.encoded[next(reversed(self.splits_to_score))])
         stages = [self._stage_costs(number, number < during) for number in range(len(self.clock.turns))]
         apart = len(stages) - 1 in self.parted
         # What is predicted after the training adds to what the last stage predicted, if that was the same model.

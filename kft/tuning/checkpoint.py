@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,12 +45,19 @@ class Position:
     scores: dict[str, float] = field(default_factory=dict)
 
 
-def save(folder: Path, model: Any, position: Position) -> None:
-    """Writes weights, optimizer and random states, and the position; the old checkpoint stays until the new is whole."""
+def save(folder: Path, model: Any, position: Position, beside: Sequence[Any] = ()) -> None:
+    """Writes weights, optimizer and random states, and the position; the old checkpoint stays until the new is whole.
+
+    Args:
+        folder: where it goes.
+        model: compiled.
+        position: where the training stands.
+        beside: further variables.
+    """
     with explained(folder.parent):
         temporary = Path(tempfile.mkdtemp(prefix=".checkpoint-", dir=folder.parent))
         try:
-            save_file(_state(model), str(temporary / "state.safetensors"))
+            save_file(_state(model, beside), str(temporary / "state.safetensors"))
             (temporary / "position.json").write_text(json.dumps(asdict(position)), encoding="utf8")
             old = folder.with_name(".checkpoint-old")
             shutil.rmtree(old, ignore_errors=True)
@@ -69,11 +77,16 @@ def position_of(folder: Path) -> Position | None:
     return None
 
 
-def restore(folder: Path, model: Any) -> None:
+def restore(folder: Path, model: Any, beside: Sequence[Any] = ()) -> None:
     """Puts a checkpoint's weights, optimizer and random states into a compiled model, also one of another backend.
 
     Variables come in the same order on every backend; counters and random states are whole numbers of other widths. What
     torch draws from its own generators has no counterpart elsewhere, and begins anew where a checkpoint has none.
+
+    Args:
+        folder: what `save` wrote.
+        model: compiled as that model was.
+        beside: further variables, those that were given to `save`.
 
     Raises:
         RunFolderError: if it is of another model.
@@ -81,7 +94,7 @@ def restore(folder: Path, model: Any) -> None:
     state = _read(folder)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    variables = _variables(model)
+    variables = _variables(model, beside)
     kept = {name: array.shape for name, array in state.items() if not name.startswith(GENERATOR)}
     if kept != {name: tuple(variable.shape) for name, variable in variables.items()}:
         raise RunFolderError(
@@ -92,11 +105,22 @@ def restore(folder: Path, model: Any) -> None:
     set_generators(state)
 
 
-def restore_weights(folder: Path, model: Any) -> None:
-    """Puts a checkpoint's weights into a model that may be compiled for another stage."""
+def restore_weights(folder: Path, model: Any, beside: Sequence[Any] = ()) -> bool:
+    """Puts a checkpoint's weights into a model that may be compiled for another stage.
+
+    Args:
+        folder: what `save` wrote.
+        model: gets the weights.
+        beside: further variables, which keep what they have if the checkpoint is of a stage without them.
+
+    Returns:
+        Whether the checkpoint has the further variables.
+    """
     state = _read(folder)
-    for i, variable in enumerate(model.variables):
-        _assign(variable, state[f"model.{i}"])
+    further = {name: variable for name, variable in _named("beside", beside).items() if name in state}
+    for name, variable in (_named("model", model.variables) | further).items():
+        _assign(variable, state[name])
+    return bool(further)
 
 
 def _assign(variable: Any, array: np.ndarray) -> None:
@@ -113,15 +137,20 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _variables(model: Any) -> dict[str, Any]:
-    named = {f"model.{i}": variable for i, variable in enumerate(model.variables)}
-    return named | {f"optimizer.{i}": variable for i, variable in enumerate(model.optimizer.variables)}
+def _variables(model: Any, beside: Sequence[Any]) -> dict[str, Any]:
+    return (
+        _named("model", model.variables) | _named("optimizer", model.optimizer.variables) | _named("beside", beside)
+    )
 
 
-def _state(model: Any) -> dict[str, np.ndarray]:
+def _named(kind: str, variables: Sequence[Any]) -> dict[str, Any]:
+    return {f"{kind}.{i}": variable for i, variable in enumerate(variables)}
+
+
+def _state(model: Any, beside: Sequence[Any]) -> dict[str, np.ndarray]:
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
-    return {name: array_of(variable) for name, variable in _variables(model).items()} | generators()
+    return {name: array_of(variable) for name, variable in _variables(model, beside).items()} | generators()
 
 
 def generators() -> dict[str, np.ndarray]:

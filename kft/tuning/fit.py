@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from kft.data.batches import Batches
@@ -49,6 +50,8 @@ class Monitor:
         progress: hears of each step.
         evaluate: scores what is trained on validation, or None where there is no validation.
         interrupt: set when somebody asked to stop.
+        beside: variables that are trained and are none of the whole model's.
+        array_of: returns a variable of the whole model as it is now.
     """
 
     folder: RunFolder
@@ -62,6 +65,8 @@ class Monitor:
     progress: Progress
     evaluate: Callable[[], dict[str, float]] | None = None
     interrupt: threading.Event = field(default_factory=threading.Event)
+    beside: Sequence[Any] = ()
+    array_of: Callable[[Any], np.ndarray] = checkpoint.array_of
     note: str = ""
 
     def better(self, value: float) -> bool:
@@ -185,7 +190,7 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
         if better:
             position.best, position.waited = value, 0
             if monitor.train.best_weights:
-                keep_best(monitor.model, monitor.folder)
+                keep_best(monitor.model, monitor.folder, monitor.array_of)
             return
         position.waited += 1
         early = monitor.train.early_stopping
@@ -197,7 +202,8 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
     def _checkpoint(self) -> None:
         if hasattr(self.model, "jax_state_sync"):
             self.model.jax_state_sync()
-        checkpoint.save(self.monitor.folder.checkpoint, self.monitor.model, self.monitor.position)
+        monitor = self.monitor
+        checkpoint.save(monitor.folder.checkpoint, monitor.model, monitor.position, monitor.beside)
 
     def _log(self) -> None:
         """Writes the mean loss since the last line; Keras gives the mean since the epoch began."""
@@ -214,9 +220,9 @@ class _Watch(keras.callbacks.Callback):  # type: ignore[misc]
         return f"loss {self.mean:.4f}  {speed:.0f} examples/s  {self.monitor.note}"
 
 
-def keep_best(model: Any, folder: RunFolder) -> None:
-    """Writes a model's weights as the best so far."""
-    arrays = {str(i): checkpoint.array_of(variable) for i, variable in enumerate(model.weights)}
+def keep_best(model: Any, folder: RunFolder, array_of: Callable[[Any], np.ndarray] = checkpoint.array_of) -> None:
+    """Writes a model's weights, as `array_of` gives them, as the best so far."""
+    arrays = {str(i): array_of(variable) for i, variable in enumerate(model.weights)}
     with replacing(folder.best) as temporary:
         save_file(arrays, str(temporary))
 

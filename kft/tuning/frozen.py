@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,26 @@ def cut(model: Any, inner: Any) -> Cut | None:
     if not any(id(t) in active for t in _outputs(model, inner)):
         crossing, raw = _frontier(keras.tree.flatten(model.output), active)
         return _in_two(model, crossing, raw) if crossing else None
-    return _through(model, inner, active)
+    if any(id(tensor) in active for tensor in keras.tree.flatten(_call(model, inner).arguments.args[0])):
+        return None  # something random, as augmentation, comes before the backbone
+    still = _active(inner)
+    return _through(model, inner, lambda tensor: id(tensor) not in still)
+
+
+def above(model: Any, inner: Any, tensors: Sequence[Any]) -> Any:
+    """Returns the part of a model above some tensors of its backbone's graph, or None where it cannot be cut there.
+
+    Args:
+        model: backbone and head.
+        inner: the backbone's `keras.Model`.
+        tensors: of its graph.
+
+    Returns:
+        A `keras.Model` from a dict of those of the tensors that are read, as `frozen_0` and so on, and of those of the
+        model's inputs that are read beside them, to logits; it shares the model's layers.
+    """
+    found = _through(model, inner, lambda tensor: any(tensor is one for one in tensors))
+    return None if found is None else found.upper
 
 
 def _in_two(model: Any, crossing: list[Any], raw: list[Any]) -> Cut:
@@ -58,17 +77,14 @@ def _in_two(model: Any, crossing: list[Any], raw: list[Any]) -> Cut:
     return Cut(keras.Model(model.input, dict(zip(names, crossing, strict=True))), upper, names)
 
 
-def _through(model: Any, inner: Any, active: set[int]) -> Cut | None:
+def _through(model: Any, inner: Any, stops: Callable[[Any], bool]) -> Cut | None:
     """Cuts inside the backbone, which is one operation of the model."""
-    node = next(node for node in _nodes(model) if node.operation is inner)
-    given = node.arguments.args[0]
-    if any(id(tensor) in active for tensor in keras.tree.flatten(given)):
-        return None  # something random, as augmentation, comes before the backbone
+    node = _call(model, inner)
     # What the head reads of the backbone, and the same inside it.
     own = dict(zip(map(id, node.output_tensors), keras.tree.flatten(inner.output), strict=True))
     read, beside = _walk(keras.tree.flatten(model.output), lambda tensor: id(tensor) in own)
     outputs = [own[id(tensor)] for tensor in read]
-    crossing, raw = _frontier(outputs, _active(inner))
+    crossing, raw = _walk(outputs, stops)
     if not crossing or any(_name(tensor) not in model.input for tensor in (*raw, *beside)):
         return None
     names, inputs = _inputs(crossing, [*raw, *beside])
@@ -77,7 +93,12 @@ def _through(model: Any, inner: Any, active: set[int]) -> Cut | None:
     features = keras.tree.flatten(middle([inputs[name] for name in (*names, *map(_name, raw))]))
     logits = head([*features, *(inputs[_name(tensor)] for tensor in beside)])
     below = keras.Model(inner.input, dict(zip(names, crossing, strict=True)))
-    return Cut(keras.Model(model.input, below(given)), keras.Model(inputs, logits), names)
+    return Cut(keras.Model(model.input, below(node.arguments.args[0])), keras.Model(inputs, logits), names)
+
+
+def _call(model: Any, inner: Any) -> Any:
+    """Returns the backbone's place in a model's graph."""
+    return next(node for node in nodes(model) if node.operation is inner)
 
 
 def _inputs(crossing: list[Any], raw: list[Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -91,11 +112,11 @@ def _name(tensor: Any) -> str:
 
 
 def _outputs(model: Any, inner: Any) -> list[Any]:
-    return [tensor for node in _nodes(model) if node.operation is inner for tensor in node.output_tensors]
+    return [tensor for node in nodes(model) if node.operation is inner for tensor in node.output_tensors]
 
 
-def _nodes(model: Any) -> list[Any]:
-    """Returns the calls that a graph is made of, what is computed first being first."""
+def nodes(model: Any) -> list[Any]:
+    """Returns the calls that a model's graph is made of, what is computed first being first."""
     depths = sorted(model._nodes_by_depth, reverse=True)
     return [node for depth in depths for node in model._nodes_by_depth[depth]]
 
@@ -103,7 +124,7 @@ def _nodes(model: Any) -> list[Any]:
 def _active(model: Any) -> set[int]:
     """Returns the tensors of a graph that a trained or random layer has had a part in."""
     found: set[int] = set()
-    for node in _nodes(model):
+    for node in nodes(model):
         before = any(id(tensor) in found for tensor in node.arguments.keras_tensors)
         if not node.is_input and (before or _changes(node.operation)):
             found |= {id(tensor) for tensor in node.output_tensors}

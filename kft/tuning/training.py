@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from kft import metrics as metrics_
 from kft import rundir
@@ -17,10 +18,11 @@ from kft.data.encoded import Encoded
 from kft.progress import Progress
 from kft.recipe import Stage
 from kft.rundir import RunFolder
-from kft.tuning import checkpoint, compiling, fit, frozen, shapes, trainable
+from kft.tuning import checkpoint, compiling, fit, frozen, shapes, trainable, vocabulary
 from kft.tuning.checkpoint import Position
 from kft.tuning.evaluating import Evaluator
 from kft.tuning.prepared import Prepared
+from kft.tuning.vocabulary import Occurring
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Part:
         model: the whole model, or its upper part.
         batches: what it is fed with.
         evaluate: scores it on validation, or None where there is no validation.
+        rows: what knows the whole model's embedding table, where only some of its rows are trained.
     """
 
     model: Any
     batches: Batches
     evaluate: Callable[[], dict[str, float]] | None
+    rows: Occurring | None = None
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Training:
         self.rungs = common_ladder(list(self.encoded.values()))
         self.inputs = tuple(self.model.input.keys())
         self.parted: set[int] = set()
+        self.rows: Occurring | None = None
+        self._table: Occurring | None = None
         self.evaluator = Evaluator(
             self.prepared.task,
             self.prepared.target,
@@ -113,12 +119,24 @@ class Training:
                 for stage in range(first, len(self.recipe.stages)):
                     self._stage(stage, monitor, restore=kept is not None and stage == first)
         except fit.Interrupted:
+            self._settle()
             self.folder.set_state("interrupted")
             raise
         except fit.Diverged:
             self._keep_last_good()
             raise
         fit.take_best(self.model, self.folder)
+        if self.rows is not None:
+            self.rows.gather()
+
+    @property
+    def scored(self) -> Any:
+        """The model to score with: the one that was trained last, if it takes what the whole model does."""
+        return self.model if self.rows is None else self.rows.model
+
+    def array_of(self, variable: Any) -> np.ndarray:
+        """Returns a variable of the whole model as it is now, also while a table beside the model is trained."""
+        return checkpoint.array_of(variable) if self.rows is None else self.rows.array_of(variable)
 
     def scores(self) -> dict[str, dict[str, float]]:
         """Returns the metrics of validation, as they were when the kept weights were new, and of test, used once."""
@@ -127,7 +145,7 @@ class Training:
             found["validation"] = self.position.scores
         if "test" in self.encoded:
             with self.progress.phase("evaluate test"):
-                found["test"] = self.evaluator.score(self.model, self.encoded["test"], self.progress)
+                found["test"] = self.evaluator.score(self.scored, self.encoded["test"], self.progress)
         return found
 
     def save_model(self) -> None:
@@ -154,28 +172,46 @@ class Training:
         part = self._part(number)
         compiling.compile_model(part.model, train, self.prepared.target, steps, stage.learning_rate)
         if part.model is not self.model:
-            self.parted.add(number)
             # A checkpoint is of the whole model, and of the optimizer of the part that is trained.
             self.model.compile(optimizer=part.model.optimizer)
+        self.rows = rows = part.rows
+        if rows is not None:
+            self._table = rows
+            rows.gather()
+        monitor.beside = () if rows is None else rows.variables
+        monitor.array_of = self.array_of
         monitor.evaluate = part.evaluate
-        state = (lambda: checkpoint.restore(self.folder.checkpoint, self.model)) if restore else None
+        state = (lambda: checkpoint.restore(self.folder.checkpoint, self.model, monitor.beside)) if restore else None
         before = sum(earlier.epochs for earlier in stages[:number])
         # A stage that was stopped early leaves epochs out.
         self.position.epoch = max(self.position.epoch, before)
         epochs = (before, before + stage.epochs)
         fit.fit(part.model, part.batches, monitor, number, epochs=epochs, restore=state, callbacks=self.callbacks)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.rows is not None:
+            self.rows.settle()
 
     def _part(self, number: int) -> Part:
-        """Returns what a stage trains: the model, or its upper part where the frozen rest is computed once."""
+        """Returns what a stage trains.
+
+        It is the model, or its upper part where the frozen rest is computed once, or the model with the embeddings that
+        occur where those are much fewer.
+        """
         validation = self.encoded.get("validation")
         if self._stands_still(number) and (found := self._upper(validation)) is not None:
+            self.parted.add(number)
             return found
-        evaluator = self.evaluator
-        return Part(
-            self.model,
-            self.batches,
-            None if validation is None else lambda: evaluator.score(self.model, validation),
-        )
+        rows, evaluator = self._occurring(), self.evaluator
+        model = self.model if rows is None else rows.model
+        evaluate = None if validation is None else lambda: evaluator.score(model, validation)
+        return Part(model, self.batches, evaluate, rows)
+
+    def _occurring(self) -> Occurring | None:
+        if self.recipe.train.optimizer not in vocabulary.ROW_BY_ROW:
+            return None
+        return vocabulary.occurring(self.model, self.prepared.backbone.model, self.encoded.values())
 
     def _stands_still(self, number: int) -> bool:
         """Says whether a stage has a part that gives the same in more than one epoch."""
@@ -231,7 +267,10 @@ class Training:
         if good is None:
             return
         if good == self.folder.checkpoint:
-            checkpoint.restore_weights(good, self.model)
+            # It may be of the stage before this one.
+            beside = () if self._table is None else self._table.variables
+            if checkpoint.restore_weights(good, self.model, beside) and self._table is not None:
+                self._table.settle()
         else:
             fit.take_best(self.model, self.folder)
         self.save_model()
