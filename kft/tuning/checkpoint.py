@@ -138,9 +138,7 @@ def _read(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _variables(model: Any, beside: Sequence[Any]) -> dict[str, Any]:
-    return (
-        _named("model", model.variables) | _named("optimizer", model.optimizer.variables) | _named("beside", beside)
-    )
+    return _named("model", model.variables) | _named("optimizer", model.optimizer.variables) | _named("beside", beside)
 
 
 def _named(kind: str, variables: Sequence[Any]) -> dict[str, Any]:
