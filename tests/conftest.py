@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import random
 import tempfile
@@ -58,6 +59,27 @@ def review(rng: random.Random, label: str) -> str:
     words = [rng.choice(NEUTRAL) for _ in range(rng.randint(3, 30))]
     words.insert(rng.randrange(len(words)), rng.choice(GOOD if label == "positive" else BAD))
     return " ".join(words)
+
+
+@pytest.fixture(scope="session")
+def hugging_face(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow BERT's configuration and vocabulary in Hugging Face's layout, without weights."""
+    folder = tmp_path_factory.mktemp("hugging-face")
+    words = (vocabulary / "vocab.txt").read_text(encoding="utf8").split()
+    values = {
+        "model_type": "bert",
+        "vocab_size": len(words),
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf8")
+    (folder / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
+    return folder
 
 
 @pytest.fixture(scope="session")

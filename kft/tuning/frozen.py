@@ -71,7 +71,7 @@ def above(model: Any, inner: Any, tensors: Sequence[Any]) -> Any:
 
 
 def _in_two(model: Any, crossing: list[Any], raw: list[Any]) -> Cut:
-    rest = keras.Model([*crossing, *raw], model.output)
+    rest = _between([*crossing, *raw], model.output)
     names, inputs = _inputs(crossing, raw)
     upper = keras.Model(inputs, rest([inputs[name] for name in (*names, *map(_name, raw))]))
     return Cut(keras.Model(model.input, dict(zip(names, crossing, strict=True))), upper, names)
@@ -88,8 +88,8 @@ def _through(model: Any, inner: Any, stops: Callable[[Any], bool]) -> Cut | None
     if not crossing or any(_name(tensor) not in model.input for tensor in (*raw, *beside)):
         return None
     names, inputs = _inputs(crossing, [*raw, *beside])
-    middle = keras.Model([*crossing, *raw], outputs)
-    head = keras.Model([*read, *beside], model.output)
+    middle = _between([*crossing, *raw], outputs)
+    head = _between([*read, *beside], model.output)
     features = keras.tree.flatten(middle([inputs[name] for name in (*names, *map(_name, raw))]))
     logits = head([*features, *(inputs[_name(tensor)] for tensor in beside)])
     below = keras.Model(inner.input, dict(zip(names, crossing, strict=True)))
@@ -99,6 +99,19 @@ def _through(model: Any, inner: Any, stops: Callable[[Any], bool]) -> Cut | None
 def _call(model: Any, inner: Any) -> Any:
     """Returns the backbone's place in a model's graph."""
     return next(node for node in nodes(model) if node.operation is inner)
+
+
+def _between(inputs: list[Any], outputs: Any) -> Any:
+    """Returns the part of a graph between some tensors.
+
+    Keras gives those among them that are inputs of the graph a second origin, with which the graph itself could not be
+    saved any more; they get back their first.
+    """
+    origins = [tensor._keras_history for tensor in inputs]
+    made = keras.Model(inputs, outputs)
+    for tensor, origin in zip(inputs, origins, strict=True):
+        tensor._keras_history = origin
+    return made
 
 
 def _inputs(crossing: list[Any], raw: list[Any]) -> tuple[tuple[str, ...], dict[str, Any]]:

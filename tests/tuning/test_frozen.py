@@ -113,6 +113,21 @@ def test_text(
     check_equal(variant(tiny, changes), tmp_path, monkeypatch)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "pooled"])
+def test_an_encoder_in_hugging_faces_layout(
+    tiny: dict,
+    hugging_face: Path,
+    variant: Callable[..., dict],
+    backend: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pooling: str,
+) -> None:
+    model = {"preset": str(hugging_face), "pretrained": False, "pooling": pooling, "trainable": "top:2"}
+    changes = {"model": {**model, "sequence_length": 48, "head_dropout": 0.0}, "train.epochs": 2, "backend": backend}
+    check_equal(variant(tiny, changes), tmp_path, monkeypatch)
+
+
 def test_tags(
     tiny: dict,
     tagged: Path,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +124,32 @@ def fresh_table(recipe: dict) -> np.ndarray:
     options = {name: recipe["model"][name] for name in ("architecture", "config", "tokenizer")}
     model = kft.load_backbone(pretrained=False, **options).model
     return next(keras.ops.convert_to_numpy(w) for w in model.weights if len(w.shape) and w.shape[0] == VOCABULARY)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooled"])
+def test_an_encoder_in_hugging_faces_layout(
+    recipe: Callable[..., dict],
+    hugging_face: Path,
+    tables: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    pooling: str,
+) -> None:
+    from kft.tuning import vocabulary
+
+    folder = tmp_path / "preset"
+    shutil.copytree(hugging_face, folder)
+    values = json.loads((folder / "config.json").read_text(encoding="utf8"))
+    (folder / "config.json").write_text(json.dumps({**values, "vocab_size": VOCABULARY}), encoding="utf8")
+    model = {"preset": str(folder), "pretrained": False, "pooling": pooling, "sequence_length": 48, "head_dropout": 0.0}
+    changes = {"model": model, "train.epochs": 1}
+    few = trained({**recipe("few", changes), "model": model})
+    assert tables and None not in tables
+    monkeypatch.setattr(vocabulary, "ROW_BY_ROW", ())
+    whole = trained({**recipe("whole", changes), "model": model})
+    np.testing.assert_allclose(few[0], whole[0], rtol=1e-4, atol=1e-5)
+    for name, array in whole[1].items():
+        np.testing.assert_allclose(few[1][name], array, atol=1e-4, err_msg=name)
 
 
 class StopAt(Progress):
