@@ -207,6 +207,11 @@ class Run:
 
         from kft.backbones import fused
 
+        if self.folder.saved_model.is_dir():
+            from kft.backbones.bridge import layer
+
+            with layer.lying_in(self.folder.saved_model):
+                return keras.models.load_model(self.folder.model, compile=False, safe_mode=True)
         with backends.without_tensorflow():
             model = keras.models.load_model(self.folder.model, compile=False, safe_mode=True)
         fused.install(model)

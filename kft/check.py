@@ -81,10 +81,11 @@ def _backend(recipe: Recipe) -> str:
 
 def _model(recipe: Recipe, found: Findings, progress: Progress) -> Tokenizer | None:
     model = recipe.model
-    place = Path(model.tokenizer) if model.tokenizer else None
+    remote = model.tokenizer is not None and folders.is_remote(model.tokenizer)
+    place = folders.tokenizer_folder(model.tokenizer, progress) if model.tokenizer and not remote else None
     if model.preset is not None:
         scheme, _, rest = model.preset.rpartition("://")
-        if scheme in ("", "kerashub", "kaggle", "hf") and not Path(model.preset).is_dir():
+        if folders.is_remote(model.preset):
             if scheme in ("", "kerashub"):
                 _preset(model.preset, rest, found)
             found.model = {"preset": model.preset}
@@ -92,14 +93,12 @@ def _model(recipe: Recipe, found: Findings, progress: Progress) -> Tokenizer | N
                 f"{model.preset} is fetched when the run begins: its files and the lengths in tokens are not checked here."
             )
         else:
-            folder = folders.locate(model.preset, model.sha256, progress)
+            folder = folders.locate(model.preset, model.sha256, progress, bridge=model.bridge)
             found.model = {"preset": model.preset, "format": folder.format, "sha256": folder.sha256}
             place = place or folder.path
             _weights(recipe, folder.path)
-    if place is None or TASKS.load(recipe.task).modality != "text":
+    if place is None or remote or TASKS.load(recipe.task).modality != "text":
         return None
-    if not place.is_dir():
-        raise ModelError(f"model.tokenizer: no folder at '{place}'.")
     return tokenizers.load(place)
 
 
@@ -112,10 +111,10 @@ def _preset(handle: str, name: str, found: Findings) -> None:
 
 
 def _weights(recipe: Recipe, folder: Path) -> None:
-    files = [file for pattern in folders.WEIGHTS for file in folder.glob(pattern)]
+    files = folders.weight_files(folder)
     if recipe.model.pretrained and not files:
         raise ModelError(
-            f"No weights in '{folder}' (looked for {', '.join(folders.WEIGHTS)}). PyTorch's .bin files are not read: they can run code. "
+            f"No weights in '{folder}' (looked for {', '.join(folders.WEIGHTS)}). "
             "Save the model as safetensors, or set model.pretrained=false."
         )
     needed = COPIES * sum(file.stat().st_size for file in files)

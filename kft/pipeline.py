@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         encoding = encoding_of(recipe, backbone)
         encoded = {split: encode(task, table, encoding, target) for split, table in splits.items()}
     with progress.phase("build"):
-        model = _build(recipe, task, backbone, target, encoded["train"])
+        model = _build(recipe, task, backbone, target, encoded["train"], progress)
         weights = targets_.weights_of_classes(recipe.train.class_weights, splits.train, target, recipe.data)
     return Prepared(
         recipe, backend, task, target, names, splits, backbone, encoding, encoded, model, class_weights=weights
@@ -228,7 +229,7 @@ def _load_backbone(recipe: Recipe, progress: Progress) -> Backbone:
     return backbone
 
 
-def _build(recipe: Recipe, task: Task, backbone: Backbone, target: Target, train: Encoded) -> Any:
+def _build(recipe: Recipe, task: Task, backbone: Backbone, target: Target, train: Encoded, progress: Progress) -> Any:
     from kft.tasks import heads
     from kft.tuning import trainable
 
@@ -242,6 +243,7 @@ def _build(recipe: Recipe, task: Task, backbone: Backbone, target: Target, train
         augmentation=recipe.train.augmentation,
         image_size=None if images is None else tuple(images.shape[1:3]),  # type: ignore[union-attr]
         seed=recipe.seed,
+        progress=progress,
     )
     for stage in reversed(recipe.stages):  # what cannot be frozen is refused here, before anything is written
         trainable.apply(model, backbone, stage.trainable)
@@ -280,6 +282,9 @@ def _write_start(folder: RunFolder, prepared: Prepared) -> None:
     rundir.write_text(folder.recipe, resolved.dump())
     rundir.write_json(folder.labels, prepared.target.dump())
     folder.preprocessing.mkdir(exist_ok=True)
+    if graph := prepared.backbone.origin.get("folder"):
+        with rundir.explained(folder.path):
+            shutil.copytree(graph, folder.saved_model, dirs_exist_ok=True)
     if encoding.tokenizer is not None:
         encoding.tokenizer.save(folder.preprocessing)
     else:

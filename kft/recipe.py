@@ -47,7 +47,10 @@ class Model(_Part):
         None, description="KerasHub backbone class, with `config`, where there is no preset"
     )
     config: dict[str, Any] = Field({}, description="arguments of the architecture, or changes to the preset's own")
-    tokenizer: str | None = Field(None, description="folder of tokenizer files where the preset has none")
+    tokenizer: str | None = Field(None, description="folder or handle of tokenizer files where the preset has none")
+    bridge: bool = Field(
+        False, description="true: a TensorFlow SavedModel runs its own graph, even where kft knows its family"
+    )
     sequence_length: int = Field(128, ge=8, description="longest input in tokens, special tokens counted")
     pooling: Literal["auto", "first", "pooled", "mean", "last"] = Field(
         "auto", description="which part of the text the head sees: first token, the backbone's pooler, mean, last token"

@@ -53,6 +53,11 @@ class RunFolder:
         return self.path / "model.keras"
 
     @property
+    def saved_model(self) -> Path:
+        """The graph of a model that TensorFlow computes; others have none."""
+        return self.path / "saved_model"
+
+    @property
     def preprocessing(self) -> Path:
         """The tokenizer's files, or the size of images."""
         return self.path / "preprocessing"

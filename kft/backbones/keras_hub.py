@@ -11,9 +11,10 @@ import keras
 import keras_hub
 
 from kft import backend
-from kft.backbones import hugging_face
+from kft.backbones import families, hugging_face
 from kft.backbones.backbone import Backbone, Images
-from kft.backbones.folders import ModelFolder, locate
+from kft.backbones.families.family import load as of_table
+from kft.backbones.folders import ModelFolder, locate, tokenizer_folder
 from kft.backbones.renamed import folder_for
 from kft.backbones.tokenizer import Tokenizer
 from kft.backbones.tokenizer import load as load_tokenizer
@@ -22,6 +23,10 @@ from kft.progress import Progress
 from kft.recipe import Model
 
 CAUSAL = ("GPT", "Llama", "Gemma", "Mistral", "Mixtral", "Qwen", "Phi", "OPT", "Bloom", "Falcon", "SmolLM", "RWKV")
+
+LEFT_OUT = {"llama": {"rms_norm_eps": "layer_norm_epsilon"}, "vit": {"layer_norm_eps": "layer_norm_epsilon"}}
+# Decoders whose way back from states to tokens, which no head of kft's reads, need not be loaded.
+WITHOUT_WAY_BACK = ("llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
 
 
 def load(config: Model, progress: Progress | None = None) -> Backbone:
@@ -32,18 +37,51 @@ def load(config: Model, progress: Progress | None = None) -> Backbone:
     """
     if config.preset is None:
         return _from_configuration(config)
-    folder = locate(config.preset, config.sha256, progress)
+    folder = locate(config.preset, config.sha256, progress, bridge=config.bridge)
+    if folder.format == "saved_model":
+        return _from_saved_model(folder, config, progress)
     family = hugging_face.family_of(folder)
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
     if family is not None:
         model, head = hugging_face.load(folder, config, family)
         tokenizer, activation = _tokenizer(config, folder.path), family.head.activation
         return Backbone(model, "text", _pooling(model, folder), tokenizer, None, head, activation, origin)
+    if folder.format == "hugging_face" and (table := families.family_for(str(folder.config.get("model_type")))):
+        model, head = of_table(folder, config, table)
+        _part_attention_dropout(model, config)
+        pooling = "mean" if _reads_mean(folder.path) else table.pooling
+        tokenizer, activation = _tokenizer(config, folder.path), table.head.activation if table.head else "tanh"
+        return Backbone(model, "text", pooling, tokenizer, None, head, activation, origin)
     model = _build(folder, config)
+    _tell_tied(model)
     _part_attention_dropout(model, config)
     if isinstance(model.input, dict):
         return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)
     return Backbone(model, "image", "mean", images=_images(model, folder, config), origin=origin)
+
+
+def _from_saved_model(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:
+    if not config.pretrained or config.config or config.dropout is not None or config.attention_dropout is not None:
+        raise ModelError(
+            f"'{folder.handle}' is a SavedModel that runs its own graph: model.pretrained, model.config, model.dropout and "
+            "model.attention_dropout cannot change it. Leave them out."
+        )
+    try:
+        from kft.backbones.bridge import adapted
+    except ImportError:
+        raise ModelError(
+            f"'{folder.handle}' runs its own TensorFlow graph, and TensorFlow is not installed here. Type: "
+            'pip install "keras-finetune[tensorflow]"'
+        ) from None
+    if progress is not None:
+        progress.note(
+            f"{folder.handle} runs its own TensorFlow graph, which is a program: train it only if you trust it"
+        )
+    model, images = adapted.built(folder.path)
+    origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256, "folder": str(folder.path)}
+    if images is not None:
+        return Backbone(model, "image", "mean", images=images, origin=origin)
+    return Backbone(model, "text", _pooling(model, None), _tokenizer(config, folder.path), origin=origin)
 
 
 def _from_configuration(config: Model) -> Backbone:
@@ -80,6 +118,13 @@ def _dropout(cls: Any, config: Model) -> dict[str, Any]:
     return {} if config.dropout is None else dict.fromkeys(names, config.dropout)
 
 
+def _tell_tied(model: Any) -> None:
+    """Has a Llama say that its embeddings are tied: KerasHub's leaves it out, and then cannot load what it saved."""
+    tied, own = getattr(model, "tie_word_embeddings", None), model.get_config
+    if tied is not None and "tie_word_embeddings" not in own():
+        model.get_config = lambda: {**own(), "tie_word_embeddings": tied}
+
+
 def _part_attention_dropout(model: Any, config: Model) -> None:
     """Gives attention's weights a dropout rate of their own, which KerasHub's blocks do not know."""
     if config.attention_dropout is None:
@@ -98,6 +143,7 @@ def _build(folder: ModelFolder, config: Model) -> Any:
         with backend.without_tensorflow():
             if config.dropout is not None:
                 changes |= _dropout(_class(folder), config)
+            changes = {**_left_out(folder), **changes}
             if config.image_size is not None:
                 changes["image_shape"] = (config.image_size, config.image_size, 3)
             return keras_hub.models.Backbone.from_preset(str(path), load_weights=config.pretrained, **changes)
@@ -106,6 +152,13 @@ def _build(folder: ModelFolder, config: Model) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"KerasHub cannot build '{folder.handle}' ({folder.format}): {reason}") from None
+
+
+def _left_out(folder: ModelFolder) -> dict[str, Any]:
+    """Returns what KerasHub's converter of a family does not read off its configuration, or reads and need not."""
+    kind = str(folder.config.get("model_type")) if folder.format == "hugging_face" else ""
+    found = {ours: folder.config[name] for name, ours in LEFT_OUT.get(kind, {}).items() if name in folder.config}
+    return found | ({"tie_word_embeddings": True} if kind in WITHOUT_WAY_BACK else {})
 
 
 def _class(folder: ModelFolder) -> Any:
@@ -117,10 +170,8 @@ def _class(folder: ModelFolder) -> Any:
 
 
 def _tokenizer(config: Model, folder: Path | None) -> Tokenizer:
-    place = Path(config.tokenizer) if config.tokenizer is not None else folder
+    place = tokenizer_folder(config.tokenizer) if config.tokenizer is not None else folder
     assert place is not None
-    if not place.is_dir():
-        raise ModelError(f"model.tokenizer: no folder at '{place}'.")
     return load_tokenizer(place)
 
 

@@ -5,7 +5,7 @@ Import after `backend.activate`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +63,13 @@ class Place:
         name: of the tensor.
         inputs: leading axes of a dense kernel that are its inputs, since torch's kernels lie output first; 0 for weights
             that lie alike.
+        cut: takes the variable's part out of a tensor that has more; None where the tensor is all its own.
     """
 
     variable: Any
     name: str
     inputs: int = 0
+    cut: Callable[[np.ndarray], np.ndarray] | None = None
 
     def inward(self, array: np.ndarray) -> np.ndarray:
         """Returns a published tensor as the variable wants it."""

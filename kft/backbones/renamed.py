@@ -1,7 +1,7 @@
 """Weights that were saved without a head, under the names that KerasHub looks for.
 
 transformers names the weights of `ViTModel` otherwise than those of `ViTForImageClassification`, whose encoder has the
-prefix `vit.`; KerasHub knows the second kind only.
+prefix `vit.`, and those of a decoder without its head otherwise than with it; KerasHub knows the second kind only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kft.backbones.folders import ModelFolder
 from kft.fetch import cache_folder
 from kft.rundir import explained
 
-PREFIXES = {"vit": "vit."}
+PREFIXES = {"vit": "vit.", **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "smollm3"), "model.")}
 
 
 def folder_for(folder: ModelFolder) -> Path:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
+from kft.backbones import saved_model
 from kft.data.encoded import Ragged
 from kft.errors import ModelError, unknown
 
@@ -178,8 +179,8 @@ def load(folder: Path) -> Tokenizer:
     """Loads the tokenizer of a Hugging Face or KerasHub folder.
 
     Args:
-        folder: has `tokenizer.json`, `vocab.txt`, `vocab.json` with `merges.txt`, a SentencePiece model, or what
-            KerasHub's presets keep under `assets/tokenizer`.
+        folder: has `tokenizer.json`, `vocab.txt`, `vocab.json` with `merges.txt`, a SentencePiece model, what KerasHub's
+            presets keep under `assets/tokenizer`, or a SavedModel with a vocabulary among its assets.
 
     Raises:
         ModelError: if there is none, it cannot be read, or it is of a kind kft does not know.
@@ -196,6 +197,8 @@ def load(folder: Path) -> Tokenizer:
 
 
 def _load(folder: Path) -> Tokenizer:
+    if saved_model.is_one(folder):
+        folder = saved_model.folder_for(folder) or folder
     config = _json(folder / "tokenizer.json")
     if "class_name" in config:
         return _keras_hub(folder, config)

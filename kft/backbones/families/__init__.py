@@ -1,0 +1,28 @@
+"""Families that Hugging Face publishes, KerasHub has a backbone of, and no converter for; a module for each."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kft.backbones.families.family import Family
+
+# model_type in config.json, and the module that knows it.
+MODULES = {
+    "deberta-v2": "deberta",
+    "fnet": "fnet",
+    "mpnet": "mpnet",
+    "bloom": "bloom",
+    "gpt_neox": "gpt_neox",
+    "opt": "opt",
+    "phi3": "phi3",
+}
+
+
+def family_for(model_type: str) -> Family | None:
+    """Returns how a family is published, or None where kft has no table of it. Call after `backend.activate`."""
+    if model_type not in MODULES:
+        return None
+    found: Family = importlib.import_module(f"kft.backbones.families.{MODULES[model_type]}").FAMILY
+    return found

@@ -1,0 +1,106 @@
+"""What a table of a family says, and how a model is built from it. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kft.backbones import filling
+from kft.backbones.backbone import PublishedHead
+from kft.backbones.folders import ModelFolder
+from kft.backbones.hugging_face import Head, head_of
+from kft.backbones.places import Place
+from kft.backbones.tensors import opened
+from kft.errors import ModelError
+from kft.recipe import Model
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family is published.
+
+    Attributes:
+        backbone: the name of KerasHub's class, or what builds the model where KerasHub has none.
+        arguments: reads the class's arguments off `config.json`; raises `ModelError` for a variant the class cannot compute.
+        places: gives each variable of a model with the name of its tensor, the prefix left out.
+        prefix: what a model with a head puts before the names of its backbone's weights.
+        heads: how the names of weights begin that belong to heads.
+        head: that for a whole text, or None where published heads are not read.
+        pooling: which part of a text its makers read off.
+    """
+
+    backbone: str | Callable[..., Any]
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
+    places: Callable[[Any, Mapping[str, Any]], Iterator[Place]]
+    prefix: str
+    heads: tuple[str, ...]
+    head: Head | None = None
+    pooling: str = "first"
+
+
+def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, PublishedHead | None]:
+    """Builds a family's backbone as its configuration says, with the folder's weights or random ones.
+
+    Returns:
+        The backbone, and the head that was published with it, if there is one that a task may go on with.
+
+    Raises:
+        ModelError: if the configuration lacks a field or is of a variant KerasHub does not have, or weights and places do
+            not fit; the message lists them.
+    """
+    import keras_hub
+
+    cls = getattr(keras_hub.models, family.backbone) if isinstance(family.backbone, str) else family.backbone
+    try:
+        arguments = family.arguments(folder.config)
+    except KeyError as error:
+        raise ModelError(f"'{folder.path / 'config.json'}' lacks {error}. Get the file again.") from None
+    if config.dropout is not None:
+        arguments |= dict.fromkeys(arguments.keys() & {"dropout", "attention_dropout"}, config.dropout)
+    try:
+        model = cls(**{**arguments, **config.config})
+    except Exception as error:
+        raise ModelError(
+            f"model.config does not fit {cls.__name__}: {error}. It has: {', '.join(arguments)}."
+        ) from None
+    if not config.pretrained:
+        return model, None
+    with opened(folder.path) as tensors:
+        prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+        filling.fill(
+            family.places(model, folder.config),
+            tensors,
+            prefix,
+            lambda name: name.startswith(family.heads),
+            f"{folder.config['model_type']} model",
+        )
+        head = None if family.head is None else head_of(folder.config, family.head, tensors)
+        return model, head
+
+
+def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = None) -> None:
+    """Refuses a configuration whose field is not what KerasHub's class computes.
+
+    Raises:
+        ModelError: if it is another.
+    """
+    found = config.get(field, default)
+    if found != wanted:
+        raise ModelError(
+            f"{field} in config.json is {found!r}; of {config.get('model_type')} KerasHub computes only {wanted!r}. "
+            "Take another model of the family."
+        )
+
+
+def dense(layer: Any, name: str, inputs: int = 1, *, bias: bool = True) -> Iterator[Place]:
+    """Gives kernel and bias of a dense layer; `inputs` axes of the kernel are its inputs."""
+    yield Place(layer.kernel, f"{name}.weight", inputs)
+    if bias:
+        yield Place(layer.bias, f"{name}.bias")
+
+
+def norm(layer: Any, name: str) -> Iterator[Place]:
+    """Gives scale and offset of a layer normalization."""
+    yield Place(layer.gamma, f"{name}.weight")
+    yield Place(layer.beta, f"{name}.bias")

@@ -1,0 +1,117 @@
+"""Phi-3 (Abdin et al. 2024, https://arxiv.org/abs/2404.14219). Import after `backend.activate`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from kft.backbones.families import rotary
+from kft.backbones.families.family import Family, dense, refuse
+from kft.backbones.families.rotary import Rotary
+from kft.backbones.places import Place
+from kft.errors import ModelError
+
+# What LongRoPE has been called in Phi-3's own files.
+LONG = ("longrope", "su", "yarn")
+
+
+def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of KerasHub's class.
+
+    Raises:
+        ModelError: if only a part of each head is turned, as in Phi-4-mini, or a token does not see the whole text.
+    """
+    heads = config["num_attention_heads"]
+    refuse(config, "hidden_act", "silu", "silu")
+    if config.get("head_dim") is not None:
+        refuse(config, "head_dim", config["hidden_size"] // heads)
+    _refuse_window(config)
+    turned = rotary.read(config, "rope_theta", "partial_rotary_factor", 1.0)
+    rotary.refuse(config, turned, ("default", *LONG))
+    refuse({**config, "partial_rotary_factor": turned.share}, "partial_rotary_factor", 1.0)
+    return {
+        "vocabulary_size": config["vocab_size"],
+        "num_layers": config["num_hidden_layers"],
+        "num_query_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "hidden_dim": config["hidden_size"],
+        "intermediate_dim": config["intermediate_size"],
+        "dropout": config.get("resid_pdrop", 0.0),
+        "layer_norm_epsilon": config.get("rms_norm_eps", 1e-5),
+        "max_sequence_length": config["max_position_embeddings"],
+        "rope_max_wavelength": turned.wavelength,
+        **(_long(config, turned) if turned.kind in LONG else {}),
+    }
+
+
+def _refuse_window(config: Mapping[str, Any]) -> None:
+    window, longest = config.get("sliding_window"), config["max_position_embeddings"]
+    if window is not None and window < longest:
+        raise ModelError(
+            f"sliding_window in config.json is {window}; KerasHub's phi3 has none, so that texts of more tokens, up to "
+            f"{longest}, would come out otherwise. If yours have no more than {window} tokens, write null there."
+        )
+
+
+def _long(config: Mapping[str, Any], turned: Rotary) -> dict[str, Any]:
+    """Returns the arguments for LongRoPE, whose scale KerasHub takes from the two lengths alone."""
+    trained = config.get("original_max_position_embeddings", 4096)
+    ratio = config["max_position_embeddings"] / trained
+    scale = math.sqrt(1 + math.log(ratio) / math.log(trained)) if ratio > 1 else 1.0
+    for field, wanted in (("factor", ratio), ("attention_factor", scale)):
+        found = turned.fields.get(field)
+        if found is not None and not math.isclose(found, wanted, rel_tol=1e-6):
+            raise ModelError(
+                f"{field} of rope_scaling in config.json is {found}; KerasHub's phi3 computes {wanted:.6g}, from "
+                "max_position_embeddings and original_max_position_embeddings. Take another model of the family."
+            )
+    return {
+        "pretraining_sequence_length": trained,
+        "rope_scaling_type": "su",
+        "rope_scaling_short_factor": [float(value) for value in turned.fields["short_factor"]],
+        "rope_scaling_long_factor": [float(value) for value in turned.fields["long_factor"]],
+    }
+
+
+def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
+    """Gives each variable that a text's states depend on with the name of its tensor; that of the next token's head not."""
+    size = model.hidden_dim // model.num_query_heads
+    first = model.num_query_heads * size
+    second = first + model.num_key_value_heads * size
+    yield Place(model.token_embedding.embeddings, "embed_tokens.weight")
+    for number, block in enumerate(model.transformer_layers):
+        start, attention = f"layers.{number}", block.attention
+        yield Place(block.pre_attention_layernorm.scale, f"{start}.input_layernorm.weight")
+        fused = f"{start}.self_attn.qkv_proj.weight"
+        yield Place(attention.query_dense.kernel, fused, 1, _rows(0, first))
+        yield Place(attention.key_dense.kernel, fused, 1, _rows(first, second))
+        yield Place(attention.value_dense.kernel, fused, 1, _rows(second))
+        yield from dense(attention.output_dense, f"{start}.self_attn.o_proj", inputs=2, bias=False)
+        yield Place(block.post_attention_layernorm.scale, f"{start}.post_attention_layernorm.weight")
+        fused, inner = f"{start}.mlp.gate_up_proj.weight", model.intermediate_dim
+        yield Place(block.feedforward_gate_dense.kernel, fused, 1, _rows(0, inner))
+        yield Place(block.feedforward_intermediate_dense.kernel, fused, 1, _rows(inner))
+        yield from dense(block.feedforward_output_dense, f"{start}.mlp.down_proj", bias=False)
+    yield Place(model.layer_norm.scale, "norm.weight")
+
+
+def _rows(begin: int, end: int | None = None) -> functools.partial[np.ndarray]:
+    return functools.partial(_cut, begin=begin, end=end)
+
+
+def _cut(array: np.ndarray, begin: int, end: int | None) -> np.ndarray:
+    return array[begin:end]
+
+
+FAMILY = Family(
+    backbone="Phi3Backbone",
+    arguments=arguments,
+    places=places,
+    prefix="model.",
+    heads=("lm_head.", "score.", "classifier.", "qa_outputs."),
+    pooling="last",
+)

@@ -1,0 +1,204 @@
+"""Families with a table of kft's own give what transformers gives, with padding in the batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import kft
+from kft.errors import ModelError
+
+pytestmark = pytest.mark.backend
+
+IDS = np.array([[2, 7, 9, 3, 0, 0, 0], [2, 8, 11, 12, 13, 21, 3]], np.int32)
+MASK = np.array([[1, 1, 1, 1, 0, 0, 0], [1] * 7], np.int32)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+# For each case the classes of transformers and the configuration; a field that is no argument is left out.
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "deberta-v3": (
+        "DebertaV2",
+        {
+            **SIZES,
+            "max_position_embeddings": 32,
+            "relative_attention": True,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_biased_input": False,
+            "position_buckets": 4,
+            "pos_att_type": ["p2c", "c2p"],
+            "type_vocab_size": 0,
+            "layer_norm_eps": 1e-7,
+            "pooler_hidden_size": 16,
+        },
+    ),
+    "fnet": (
+        "FNet",
+        {
+            "hidden_size": 16,
+            "num_hidden_layers": 2,
+            "intermediate_size": 32,
+            "max_position_embeddings": 32,
+            "type_vocab_size": 3,
+        },
+    ),
+    "mpnet": ("MPNet", {**SIZES, "max_position_embeddings": 32, "layer_norm_eps": 1e-3}),
+    "opt": ("OPT", {**SIZES, "ffn_dim": 24, "max_position_embeddings": 32}),
+    # Three heads, since slopes for a number that is no power of two are made otherwise.
+    "bloom": ("Bloom", {"hidden_size": 24, "n_layer": 2, "n_head": 3, "layer_norm_epsilon": 1e-3}),
+    "gpt_neox": (
+        "GPTNeoX",
+        {
+            **SIZES,
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-3,
+            "max_position_embeddings": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "phi3": (
+        "Phi3",
+        {
+            **SIZES,
+            "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-3,
+            "max_position_embeddings": 32,
+            "sliding_window": 32,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+            "pad_token_id": 0,
+        },
+    ),
+    **{
+        f"phi3-longrope-{trained}": (
+            "Phi3",
+            {
+                **SIZES,
+                "max_position_embeddings": 32,
+                "original_max_position_embeddings": trained,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 50.0,
+                    "short_factor": [1.0, 1.1, 1.2, 1.5],
+                    "long_factor": [1.5, 2.0, 3.0, 4.0],
+                },
+                "pad_token_id": 0,
+            },
+        )
+        for trained in (4, 16)
+    },
+}
+
+
+def words(vocabulary: Path) -> int:
+    return len((vocabulary / "vocab.txt").read_text(encoding="utf8").split())
+
+
+@pytest.fixture
+def folder(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[..., tuple[Path, Any]]:
+    """Makes the folder of a tiny random model, and transformers' model of it, with the head that is asked for."""
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
+    transformers = pytest.importorskip("transformers")
+
+    def make(case: str, head: str = "Model", **changes: Any) -> tuple[Path, Any]:
+        torch.manual_seed(0)
+        name, fields = CASES[case]
+        config = getattr(transformers, f"{name}Config")(**{"vocab_size": words(vocabulary), **fields, **changes})
+        model = getattr(transformers, f"{name}{head}")(config).eval()
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight) * 0.1)
+        model.save_pretrained(tmp_path)
+        (tmp_path / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
+        return tmp_path, model
+
+    return make
+
+
+def states(place: Path) -> np.ndarray:
+    import keras
+
+    backbone = kft.load_backbone(str(place))
+    inputs = {"token_ids": IDS, "padding_mask": MASK, "segment_ids": np.zeros_like(IDS)}
+    found = backbone.model({name: inputs[name] for name in backbone.inputs}, training=False)
+    found = found["sequence_output"] if isinstance(found, dict) else found
+    return keras.ops.convert_to_numpy(found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_numbers_are_those_of_transformers(
+    folder: Callable[..., tuple[Path, Any]], same: Callable[..., None], case: str
+) -> None:
+    import torch
+
+    place, model = folder(case)
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK)).last_hidden_state.numpy()
+    real = MASK.astype(bool)
+    assert np.abs(wanted[real]).max() > 0.1
+    same("Hugging Face", case, states(place)[real], wanted[real])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_left_over_or_missing(folder: Callable[..., tuple[Path, Any]], case: str) -> None:
+    place, _ = folder(case)
+    file = place / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in sorted(weights) if name.endswith("weight"))
+    save_file({other: array for other, array in weights.items() if other != name}, file)
+    with pytest.raises(ModelError, match="has no weights for"):
+        kft.load_backbone(str(place))
+    save_file({**weights, "encoder.surplus.weight": weights[name]}, file)
+    with pytest.raises(ModelError, match="find no place in a .*: encoder.surplus.weight"):
+        kft.load_backbone(str(place))
+
+
+def test_debertas_published_head_is_kept(
+    folder: Callable[..., tuple[Path, Any]], tiny: dict, variant: Callable[..., dict], backend: str, tmp_path: Path
+) -> None:
+    import torch
+
+    place, model = folder(
+        "deberta-v3", "ForSequenceClassification", id2label={0: "negative", 1: "positive"}, pooler_hidden_act="gelu"
+    )
+    prepared = kft.load_backbone(str(place))
+    assert prepared.head is not None and prepared.head.labels == ("negative", "positive")
+    report = kft.run(
+        variant(
+            tiny,
+            {
+                "backend": backend,
+                "model": {"preset": str(place), "sequence_length": 24},
+                "train.epochs": 1,
+                "train.learning_rate": 1e-12,
+                "train.weight_decay": 0.0,
+                "output.directory": str(tmp_path / "run"),
+            },
+        )
+    )
+    run = kft.load_run(report.run)
+    found = run.predict(["good film", "a bad book ."])
+    rows = [run.encoding.tokenizer.engine.encode([text])[0] for text in ("good film", "a bad book .")]
+    for one, ids in zip(found, rows, strict=True):
+        whole = [*run.encoding.tokenizer.template.prefix, *ids, *run.encoding.tokenizer.template.suffix]
+        with torch.no_grad():
+            wanted = model(input_ids=torch.tensor([whole])).logits.softmax(-1)[0].numpy()
+        mine = [one["probabilities"][label] for label in ("negative", "positive")]
+        np.testing.assert_allclose(mine, wanted, atol=1e-4)
+
+
+def test_deberta_v2_is_refused(folder: Callable[..., tuple[Path, Any]]) -> None:
+    place, _ = folder("deberta-v3")
+    file = place / "config.json"
+    values = json.loads(file.read_text(encoding="utf8"))
+    for change, said in (
+        ({"share_att_key": False}, "share_att_key in config.json is False"),
+        ({"conv_kernel_size": 3}, "conv_kernel_size 3"),
+    ):
+        file.write_text(json.dumps({**values, **change}), encoding="utf8")
+        with pytest.raises(ModelError, match=said):
+            kft.load_backbone(str(place))
