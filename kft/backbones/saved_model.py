@@ -199,6 +199,8 @@ def encoder(found: Contents) -> tuple[dict[str, Any], dict[str, np.ndarray]] | N
     heads = 0
     for name, read in found.weights.items():
         array = read()
+        if array.dtype.kind != "f":
+            continue  # a flag, as whether to put texts into lower case
         if name.partition(":")[0].endswith("layer_0/self_attention/query/kernel"):
             heads = array.shape[1]
         place = tensor(name, array)

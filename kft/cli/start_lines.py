@@ -8,6 +8,7 @@ import sys
 
 START_LINE = re.compile(
     rb"WARNING: All log messages before absl::InitializeLog\(\)|[IW]\d{4} \d\d:\d\d:\d+\.\d+ +\d+ \S+:\d+\]"
+    rb"|E\d{4} .*cuda_platform\.cc.*cuInit"  # on every machine without a GPU's driver
 )
 
 

@@ -112,6 +112,8 @@ class Batches:
     def _padded(self, longest: int) -> int:
         if not self.rungs:
             return 0
+        if self.inputs is not None and "padding_mask" not in self.inputs:
+            return self.rungs[-1]  # padding is text to such a model, as FNet: what it says must not hang on the batch
         if self.multiple is None:
             return self.rungs[int(np.searchsorted(self.rungs, longest))]
         return -(-longest // self.multiple) * self.multiple

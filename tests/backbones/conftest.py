@@ -128,7 +128,8 @@ def hub_bert(backend: str, vocabulary: Path, tmp_path_factory: pytest.TempPathFa
     words.write_text("\n".join([*lines, *(f"more{n}" for n in range(WORDS))][:WORDS]) + "\n", encoding="utf8")
     bert = _bert(tf, words, lower=True)
     made = _reusable(tf, bert, bert.called)
-    made.variables, made.trainable_variables = bert.variables_in_order, bert.variables_in_order
+    made.variables = [*bert.variables_in_order, bert.do_lower_case]  # as the model garden's export has it
+    made.trainable_variables = bert.variables_in_order
     made.vocab_file, made.do_lower_case = bert.vocab_file, bert.do_lower_case
     tf.saved_model.save(made, str(folder))
     return folder

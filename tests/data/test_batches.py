@@ -183,3 +183,14 @@ def test_a_backend_that_compiles_no_shapes_pads_to_the_longest_row() -> None:
         assert [rows.tolist() for rows, _ in exact] == [rows.tolist() for rows, _ in few]  # the same batches
         for rows, length in exact:
             assert lengths[rows].max() <= length < lengths[rows].max() + multiple and length % multiple == 0
+
+
+def test_a_model_that_sees_no_padding_gets_one_length() -> None:
+    lengths = [3, 9, 17, 40, 5, 6]
+    for multiple in (None, 1):
+        batches = Batches(of_lengths(lengths), 2, ladder(np.array(lengths)), multiple, inputs=("token_ids",))
+        assert {length for _, length in batches.plan(0)} == {40}
+        masked = Batches(
+            of_lengths(lengths), 2, ladder(np.array(lengths)), multiple, inputs=("token_ids", "padding_mask")
+        )
+        assert len({length for _, length in masked.plan(0)}) > 1

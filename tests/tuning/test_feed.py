@@ -20,7 +20,7 @@ def batches(seed: int = 0) -> Batches:
     """Returns eight batches of four rows; every row holds its own number."""
     rows = [np.full(length, number) for number, length in enumerate(LENGTHS)]
     encoded = Encoded(inputs={"token_ids": Ragged.of(rows, np.int32)}, targets=np.zeros(len(rows), np.int32))
-    return Batches(encoded, 4, (8, 16), seed=seed, inputs=("token_ids",))
+    return Batches(encoded, 4, (8, 16), seed=seed, inputs=("token_ids", "padding_mask"))
 
 
 def lengths(found: Batches, epoch: int) -> list[int]:
@@ -46,7 +46,9 @@ def seen(backend: str) -> Callable[..., list[list[int]]]:
     def fit(feed: Any, **options: Any) -> list[set[int]]:
         ids = keras.Input((None,), dtype="int32", name="token_ids")
         table = keras.layers.Embedding(len(LENGTHS), 2, embeddings_initializer="zeros", name="table")
-        model = keras.Model({"token_ids": ids}, keras.layers.GlobalAveragePooling1D()(table(ids)))
+        mask = keras.Input((None,), dtype="int32", name="padding_mask")
+        mean = keras.layers.GlobalAveragePooling1D()(table(ids), mask=mask)
+        model = keras.Model({"token_ids": ids, "padding_mask": mask}, mean)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer=keras.optimizers.SGD(1.0), loss=loss)
         teller = Teller(model)
