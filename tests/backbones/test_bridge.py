@@ -284,21 +284,21 @@ def test_a_bridge_to_no_saved_model_is_refused(recipe: Callable[..., dict], tmp_
         kft.run(recipe({"model.bridge": True, "model.preset": str(tmp_path)}))
 
 
-def test_a_published_model_that_was_saved_with_its_optimizer(backend: str, same: Callable[..., None]) -> None:
+def test_a_published_model_that_was_saved_with_its_optimizer(
+    same: Callable[..., None], wheel: Callable[[str], Path]
+) -> None:
     """Basic Pitch (Bittner et al. 2022), against its makers' own TFLite file; TensorFlow alone cannot load the first."""
     import keras
     import tensorflow as tf
 
-    from kft.fetch import fetch_wheel
-
-    wheel = fetch_wheel("pypi://basic-pitch==0.4.0/basic_pitch/saved_models/icassp_2022").path
-    layer = made(wheel / "nmp")
+    folder = wheel("pypi://basic-pitch==0.4.0/basic_pitch/saved_models/icassp_2022")
+    layer = made(folder / "nmp")
     assert (len(layer.trained), layer.count_params()) == (18, 16_864)
     x = np.random.default_rng(0).normal(0, 0.1, (1, 43_844, 1)).astype(np.float32)
     found = layer(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is to move to a package of its own
-        interpreter = tf.lite.Interpreter(str(wheel / "nmp.tflite"))
+        interpreter = tf.lite.Interpreter(str(folder / "nmp.tflite"))
     interpreter.allocate_tensors()
     interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
     interpreter.invoke()

