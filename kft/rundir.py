@@ -7,7 +7,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,27 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_folder(place: Path, make: Callable[[Path], None]) -> None:
+    """Has a folder filled under another name beside it, and moves it there: it appears whole or not at all.
+
+    Args:
+        place: the folder; if another process was quicker, its copy stays.
+        make: fills the folder it is given.
+
+    Raises:
+        RunFolderError: if the disk is full or cannot be written.
+    """
+    with explained(place.parent):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
+        try:
+            make(temporary)
+            if not place.exists():
+                temporary.replace(place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

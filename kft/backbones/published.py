@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 
 from kft.errors import ModelError
 from kft.fetch import cache_folder
-from kft.rundir import explained
+from kft.rundir import make_folder
 
 # Counters and the moments of the optimizer, which BERT's own checkpoints hold beside the weights.
 TRAINING = re.compile(r"(^|/)(global_step|adam_m|adam_v|Adam|Adam_1|beta[12]_power|_CHECKPOINTABLE_OBJECT_GRAPH)(/|$)")
@@ -111,15 +110,7 @@ def folder_for(folder: Path, layout: Layout) -> Path:
         raise ModelError(f"'{folder}' lacks {', '.join(missing)} beside {layout.config}. Get the whole folder.")
     place = cache_folder() / "published" / _digest(folder, prefix, layout)
     if not (place / "config.json").is_file():
-        with explained(place.parent):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=place.parent))
-            try:
-                _convert(folder, prefix, layout, temporary)
-                if not place.exists():
-                    temporary.replace(place)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        make_folder(place, lambda temporary: _convert(folder, prefix, layout, temporary))
     return place
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from safetensors.numpy import save_file
 
 from kft.backbones.folders import ModelFolder
 from kft.fetch import cache_folder
-from kft.rundir import explained
+from kft.rundir import make_folder
 
 PREFIXES = {"vit": "vit.", **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "smollm3"), "model.")}
 
@@ -47,13 +46,9 @@ def _write(source: Path, files: list[Path], prefix: str, place: Path) -> None:
     for file in files:
         with safe_open(file, framework="numpy") as found:
             tensors |= {prefix + name: found.get_tensor(name) for name in _names(file)}
-    with explained(place.parent):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".renaming-", dir=place.parent))
-        try:
-            save_file(tensors, str(temporary / "model.safetensors"))
-            shutil.copyfile(source / "config.json", temporary / "config.json")
-            if not place.exists():
-                temporary.replace(place)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+
+    def make(folder: Path) -> None:
+        save_file(tensors, str(folder / "model.safetensors"))
+        shutil.copyfile(source / "config.json", folder / "config.json")
+
+    make_folder(place, make)

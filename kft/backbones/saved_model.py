@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import numpy as np
 
 from kft.errors import ModelError
 from kft.fetch import cache_folder
-from kft.rundir import explained
+from kft.rundir import make_folder
 
 FILE = "saved_model.pb"
 UNKNOWN = "unknown.json"  # in the cache in place of a model, where the family is none of ours
@@ -54,15 +53,7 @@ def folder_for(folder: Path) -> Path | None:
         raise ModelError(f"'{folder}' lacks {index.relative_to(folder)} beside {FILE}. Get the whole folder.")
     place = cache_folder() / "published" / _digest(folder)
     if not place.is_dir():
-        with explained(place.parent):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=place.parent))
-            try:
-                _convert(folder, temporary)
-                if not place.exists():
-                    temporary.replace(place)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+        make_folder(place, lambda temporary: _convert(folder, temporary))
     return None if (place / UNKNOWN).is_file() else place
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import kft
-from kft.backbones import folders
+from kft.backbones import folders, ggml
 from kft.backbones import gguf as own
 from kft.errors import ModelError
 
@@ -151,7 +151,7 @@ def test_blocks_of_256_are_what_their_makers_read(backend: str, name: str) -> No
 
 
 def check(stored: np.ndarray, expected: np.ndarray, kind: Any) -> None:
-    known = own.KINDS[int(kind)]
+    known = ggml.KINDS[int(kind)]
     blocks = np.ascontiguousarray(stored).view(np.uint8).reshape(-1, known.size)
     np.testing.assert_allclose(known.read(blocks).reshape(expected.shape), expected, rtol=1e-6, atol=1e-6)
     assert np.isfinite(expected).all() and np.abs(expected).max() > 0.1
