@@ -44,8 +44,7 @@ def block(x: Any, padding_mask: Any, w: Weights, settings: Settings, drop: Drop)
     x = _add(attended, x, drop.hidden[0])
     x = x if first else _norm(x, w.norm1, settings.epsilon)
     hidden = _norm(x, w.norm2, settings.epsilon) if first else x
-    inner = settings.activation(torch.addmm(w.up_bias, hidden, w.up))
-    x = _add(torch.addmm(w.down_bias, inner, w.down), x, drop.hidden[1])
+    x = _add(_between(hidden, w, settings.activation), x, drop.hidden[1])
     x = x if first else _norm(x, w.norm2, settings.epsilon)
     return x.reshape(batch, tokens, width)
 
@@ -60,17 +59,25 @@ def _add(x: Any, residual: Any, rate: float) -> Any:
     return _DropAdd.apply(x, residual, rate) if x.device.type == "cpu" else functional.dropout(x, rate) + residual
 
 
+def _between(x: Any, w: Weights, activation: Callable[[Any], Any]) -> Any:
+    """Returns what the two dense layers with the activation between them give."""
+    approximate = KINDS.get(activation)
+    if approximate is not None and torch.is_grad_enabled() and x.device.type == "cpu" and x.dtype == torch.float32:
+        return _Between.apply(x, w.up, w.up_bias, w.down, w.down_bias, approximate)
+    return torch.addmm(w.down_bias, activation(torch.addmm(w.up_bias, x, w.up)), w.down)
+
+
 def _attend(x: Any, shape: tuple[int, int], padding_mask: Any, w: Weights, settings: Settings, rate: float) -> Any:
     heads = settings.heads
     qkv = torch.addmm(w.qkv_bias, x, w.qkv).view(*shape, 3, heads, -1)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     mask = None if padding_mask is None else padding_mask.bool()[:, None, None, :]
     if rate and x.device.type == "cpu":
         bias = None if mask is None else torch.zeros(mask.shape, dtype=x.dtype).masked_fill_(~mask, MASKED)
-        out = _Attention.apply(q, k, v, bias, rate)
+        out = _Attention.apply(qkv, bias, rate)
     else:
-        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
-    return torch.addmm(w.out_bias, out.transpose(1, 2).reshape(x.shape), w.out)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate).transpose(1, 2)
+    return torch.addmm(w.out_bias, out.reshape(x.shape), w.out)
 
 
 def dropout_of(layer: Any) -> Callable[..., Any]:
@@ -117,6 +124,35 @@ class _Gelu(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         return torch.ops.aten.gelu_backward(gradients[0], *ctx.saved_tensors, approximate="tanh")
+
+
+# How torch names the two forms of GELU.
+KINDS = {functional.gelu: "none", gelu_tanh: "tanh"}
+
+
+class _Between(torch.autograd.Function):  # type: ignore[misc]
+    """Two dense layers with a GELU between them, which is computed again on the way back, not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, up: Any, up_bias: Any, down: Any, down_bias: Any, approximate: str) -> Any:
+        wide = torch.addmm(up_bias, x, up)
+        ctx.save_for_backward(x, wide, up, down)
+        ctx.approximate = approximate
+        return torch.addmm(down_bias, _gelu(wide, approximate), down)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, wide, up, down = ctx.saved_tensors
+        gradient = gradients[0]
+        of_down = torch.mm(_gelu(wide, ctx.approximate).t(), gradient)
+        of_wide = torch.mm(gradient, down.t())
+        torch.ops.aten.gelu_backward.grad_input(of_wide, wide, approximate=ctx.approximate, grad_input=of_wide)
+        of_up, of_x = torch.mm(x.t(), of_wide), torch.mm(of_wide, up.t())
+        return of_x, of_up, of_wide.sum(0), of_down, gradient.sum(0), None
+
+
+def _gelu(x: Any, approximate: str) -> Any:
+    return gelu_tanh(x) if approximate == "tanh" else functional.gelu(x)
 
 
 # torch draws dropout masks one number at a time, on one thread. Eight at once, a byte each, take a twentieth of that; a
@@ -175,33 +211,43 @@ class _DropAdd(torch.autograd.Function):  # type: ignore[misc]
 
 
 class _Attention(torch.autograd.Function):  # type: ignore[misc]
-    """Softmax attention with dropout on its weights; keeps the weights and a byte each, and computes the rest again."""
+    """Softmax attention with dropout on its weights; keeps the weights and a byte each, and computes the rest again.
+
+    Takes query, key and value in one tensor, shape (batch, tokens, 3, heads, size), since torch would put together their
+    gradients by two more copies; gives (batch, tokens, heads, size).
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, bias: Any, rate: float) -> Any:
+    def forward(ctx: Any, qkv: Any, bias: Any, rate: float) -> Any:
         ctx.below, ctx.factor = _threshold(rate)
-        ctx.scale = q.shape[-1] ** -0.5
-        weights = _softmax(q, k, bias, ctx.scale)
+        batch, tokens, _, heads, size = qkv.shape
+        qkv = qkv.permute(2, 0, 3, 1, 4).contiguous()
+        q, k, v = qkv.view(3, batch * heads, tokens, size).unbind(0)
+        scores = q.new_empty((batch * heads, tokens, tokens))
+        torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=size**-0.5, out=scores)
+        if bias is not None:
+            scores.view(batch, heads, tokens, tokens).add_(bias)
+        weights = torch.softmax(scores, -1)
         drawn = _bytes(weights)
-        ctx.save_for_backward(q, k, v, weights, drawn)
+        ctx.save_for_backward(qkv, weights, drawn)
         kept = _kept(drawn, ctx.below, weights.dtype).mul_(weights)
-        return torch.matmul(kept, v).mul_(ctx.factor)
+        out = torch.baddbmm(q, kept, v, beta=0, alpha=ctx.factor)
+        return out.view(batch, heads, tokens, size).transpose(1, 2)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        q, k, v, weights, drawn = ctx.saved_tensors
-        gradient = gradients[0] * ctx.factor
+        qkv, weights, drawn = ctx.saved_tensors
+        _, batch, heads, tokens, size = qkv.shape
+        q, k, v = qkv.view(3, batch * heads, tokens, size).unbind(0)
+        of_qkv = torch.empty_like(qkv)
+        of_q, of_k, of_v = of_qkv.view(3, batch * heads, tokens, size).unbind(0)
+        gradient = gradients[0].transpose(1, 2).reshape(batch * heads, tokens, size)
         kept = _kept(drawn, ctx.below, weights.dtype)
-        of_weights = torch.matmul(gradient, v.transpose(-1, -2)).mul_(kept)
-        of_v = torch.matmul(kept.mul_(weights).transpose(-1, -2), gradient)
+        of_weights = torch.empty_like(weights)
+        torch.baddbmm(of_weights, gradient, v.transpose(1, 2), beta=0, alpha=ctx.factor, out=of_weights)
+        of_weights.mul_(kept)
+        torch.baddbmm(of_v, kept.mul_(weights).transpose(1, 2), gradient, beta=0, alpha=ctx.factor, out=of_v)
         scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_q = torch.matmul(scores, k).mul_(ctx.scale)
-        of_k = torch.matmul(scores.transpose(-1, -2), q).mul_(ctx.scale)
-        return of_q, of_k, of_v, None, None
-
-
-def _softmax(q: Any, k: Any, bias: Any, scale: float) -> Any:
-    scores = torch.matmul(q * scale, k.transpose(-1, -2))
-    if bias is not None:
-        scores += bias
-    return torch.softmax(scores, -1)
+        torch.baddbmm(of_q, scores, k, beta=0, alpha=size**-0.5, out=of_q)
+        torch.baddbmm(of_k, scores.transpose(1, 2), q, beta=0, alpha=size**-0.5, out=of_k)
+        return of_qkv.permute(1, 3, 0, 2, 4).contiguous(), None, None
