@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kft.api import load_backbone as load_backbone
     from kft.api import load_data as load_data
     from kft.api import load_run as load_run
+    from kft.api import published_classifier as published_classifier
     from kft.api import run as run
     from kft.api import use_backend as use_backend
     from kft.errors import KftError as KftError
@@ -20,7 +21,18 @@ __version__ = "0.2.0"
 
 _PLACES = {
     **dict.fromkeys(
-        ("Run", "build_model", "encode", "load_backbone", "load_data", "load_run", "run", "use_backend"), "kft.api"
+        (
+            "Run",
+            "build_model",
+            "encode",
+            "load_backbone",
+            "load_data",
+            "load_run",
+            "published_classifier",
+            "run",
+            "use_backend",
+        ),
+        "kft.api",
     ),
     "KftError": "kft.errors",
 }
@@ -33,6 +45,7 @@ __all__ = [
     "load_backbone",
     "load_data",
     "load_run",
+    "published_classifier",
     "run",
     "use_backend",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from kft.backbones.backbone import Backbone
 from kft.data.batches import Batches, common_ladder
 from kft.data.encoded import Encoded
 from kft.data.table import Splits, Table
-from kft.errors import DataError, RunFolderError
+from kft.errors import DataError, ModelError, RunFolderError
 from kft.pipeline import Report
 from kft.progress import Progress
 from kft.recipe import Data, Model, Recipe
@@ -60,10 +61,10 @@ def load_backbone(preset: str | None = None, **options: Any) -> Backbone:
         options: other fields of a recipe's `model` section, as `sequence_length=64` or `pretrained=False`.
     """
     _active()
-    from kft.backbones import initial, keras_hub
+    from kft.backbones import initial, loading
 
     config = _section(Model, {"preset": preset, **options}, "model")
-    backbone = keras_hub.load(config)
+    backbone = loading.load(config)
     if not config.pretrained:
         initial.draw([backbone.model], 0)
     return backbone
@@ -123,6 +124,34 @@ def build_model(data: LoadedData, backbone: Backbone, *, trainable: str = "all",
     model = heads.build(data.task, backbone, data.target, seed=seed, **options)
     trainable_.apply(model, backbone, trainable)
     return model
+
+
+def published_classifier(backbone: Backbone) -> Any:
+    """Builds the classifier that a backbone was published as, to predict with it before or without any training.
+
+    Args:
+        backbone: from `load_backbone`; its `head` says whether it has one, and `head.labels` what its outputs mean.
+
+    Returns:
+        A `keras.Model` from a dict of token ids and masks, or of `images`, shape (batch, height, width, channels) on the
+        scale 0 to 255, to logits.
+
+    Raises:
+        ModelError: if it was published without a head that kft reads.
+    """
+    _active()
+    from kft.tasks import heads
+
+    head = backbone.head
+    if head is None:
+        raise ModelError(f"'{backbone.origin.get('handle')}' was published without a head that kft reads.")
+    name = {"image": "image_classification", "tokens": "token_classification"}.get(head.reads, "text_classification")
+    # By number: names may occur twice, as ImageNet's do.
+    labels = tuple(f"LABEL_{number}" for number in range(len(head.labels)))
+    target = Target("tags" if head.reads == "tokens" else "labels", labels)
+    backbone = dataclasses.replace(backbone, head=dataclasses.replace(head, labels=labels))
+    pooling = head.reads if name == "text_classification" else "auto"
+    return heads.build(TASKS.load(name), backbone, target, pooling=pooling, dropout=0.0)
 
 
 def encode(

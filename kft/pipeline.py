@@ -221,9 +221,9 @@ def _set_up(recipe: Recipe) -> None:
 
 
 def _load_backbone(recipe: Recipe, progress: Progress) -> Backbone:
-    from kft.backbones import initial, keras_hub
+    from kft.backbones import initial, loading
 
-    backbone = keras_hub.load(recipe.model, progress)
+    backbone = loading.load(recipe.model, progress)
     if not recipe.model.pretrained:
         initial.draw([backbone.model], recipe.seed)
     return backbone

@@ -64,6 +64,10 @@ class Model(_Part):
     image_size: int | None = Field(
         None, ge=1, description="height and width of images in pixels; null: the preset's own"
     )
+    image_scaling: Literal["auto", "none", "0..1", "-1..1", "imagenet", "caffe"] = Field(
+        "auto",
+        description="how pixels become numbers; auto: as the preset says, or is known for; caffe: blue first, means taken off",
+    )
 
 
 class Data(_Part):

@@ -59,6 +59,7 @@ ELSEWHERE = {
     "model.bridge": "tests/backbones/test_bridge.py",
     "model.tokenizer": "tests/backbones/test_tokenizer.py",
     "model.image_size": "tests/test_api.py",
+    "model.image_scaling": "tests/backbones/test_vision.py",
     "data.source": "tests/data/test_sources.py",
     "data.sha256": "tests/data/test_pypi.py",
     "data.train": "tests/data/test_splits.py",

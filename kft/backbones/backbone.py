@@ -9,6 +9,15 @@ import numpy as np
 
 from kft.backbones.tokenizer import Tokenizer
 
+# Mean and deviation on the scale 0 to 255, and whether blue comes first, as keras.applications.imagenet_utils has them.
+SCALINGS: dict[str, tuple[tuple[float, ...], tuple[float, ...], bool]] = {
+    "none": ((0.0,), (1.0,), False),
+    "0..1": ((0.0,), (255.0,), False),
+    "-1..1": ((127.5,), (127.5,), False),
+    "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
+    "caffe": ((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), True),
+}
+
 
 @dataclass(frozen=True)
 class Images:
@@ -19,12 +28,26 @@ class Images:
         channels: 3, or 1 for grey images.
         mean: of each channel, on the scale 0 to 255, taken off.
         deviation: of each channel, on the scale 0 to 255, divided by.
+        bgr: whether blue comes first; mean and deviation are in that order then.
     """
 
     size: tuple[int, int] | None = None
     channels: int = 3
     mean: tuple[float, ...] = (0.0,)
     deviation: tuple[float, ...] = (255.0,)
+    bgr: bool = False
+
+    @classmethod
+    def scaled(cls, way: str, size: tuple[int, int] | None = None, channels: int = 3) -> Images:
+        """Returns images scaled in a way that a recipe can name.
+
+        Args:
+            way: none, 0..1, -1..1, imagenet (mean and deviation of its channels) or caffe (blue first, ImageNet's means off).
+            size: height and width in pixels.
+            channels: 3 or 1; the last two ways are for 3.
+        """
+        mean, deviation, bgr = SCALINGS[way]
+        return cls(size, channels, mean, deviation, bgr)
 
 
 @dataclass(frozen=True)
@@ -32,12 +55,12 @@ class PublishedHead:
     """A head that was published together with a backbone.
 
     Attributes:
-        reads: what it stands on: pooled, first or tokens.
+        reads: what it stands on: pooled, first or tokens; image, for the mean of an image's features.
         labels: the names of its outputs, LABEL_0 and so on where nobody named them.
         weights: kernel and bias by the layer's name: `logits`, and `head_dense` below it where it reads the first token.
     """
 
-    reads: Literal["pooled", "first", "tokens"]
+    reads: Literal["pooled", "first", "tokens", "image"]
     labels: tuple[str, ...]
     weights: dict[str, tuple[np.ndarray, np.ndarray]]
 

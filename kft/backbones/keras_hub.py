@@ -11,91 +11,41 @@ import keras
 import keras_hub
 
 from kft import backend
-from kft.backbones import families, hugging_face
-from kft.backbones.backbone import Backbone, Images
-from kft.backbones.families.family import load as of_table
-from kft.backbones.folders import ModelFolder, locate, tokenizer_folder
+from kft.backbones.backbone import Images
+from kft.backbones.folders import ModelFolder
 from kft.backbones.renamed import folder_for
-from kft.backbones.tokenizer import Tokenizer
-from kft.backbones.tokenizer import load as load_tokenizer
 from kft.errors import KftError, ModelError, unknown
-from kft.progress import Progress
 from kft.recipe import Model
-
-CAUSAL = ("GPT", "Llama", "Gemma", "Mistral", "Mixtral", "Qwen", "Phi", "OPT", "Bloom", "Falcon", "SmolLM", "RWKV")
 
 LEFT_OUT = {"llama": {"rms_norm_eps": "layer_norm_epsilon"}, "vit": {"layer_norm_eps": "layer_norm_epsilon"}}
 # Decoders whose way back from states to tokens, which no head of kft's reads, need not be loaded.
 WITHOUT_WAY_BACK = ("llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
 
 
-def load(config: Model, progress: Progress | None = None) -> Backbone:
-    """Loads the backbone that a recipe's model section describes.
+def from_configuration(config: Model) -> Any:
+    """Builds the model of an architecture that a recipe names, with random weights.
 
     Raises:
-        ModelError: if it cannot be found, fetched or built; the message says what to do.
+        ModelError: if there is no such class, or its arguments do not fit.
     """
-    if config.preset is None:
-        return _from_configuration(config)
-    folder = locate(config.preset, config.sha256, progress, bridge=config.bridge)
-    if folder.format == "saved_model":
-        return _from_saved_model(folder, config, progress)
-    family = hugging_face.family_of(folder)
-    origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
-    if family is not None:
-        model, head = hugging_face.load(folder, config, family)
-        tokenizer, activation = _tokenizer(config, folder.path), family.head.activation
-        return Backbone(model, "text", _pooling(model, folder), tokenizer, None, head, activation, origin)
-    if folder.format == "hugging_face" and (table := families.family_for(str(folder.config.get("model_type")))):
-        model, head = of_table(folder, config, table)
-        _part_attention_dropout(model, config)
-        pooling = "mean" if _reads_mean(folder.path) else table.pooling
-        tokenizer, activation = _tokenizer(config, folder.path), table.head.activation if table.head else "tanh"
-        return Backbone(model, "text", pooling, tokenizer, None, head, activation, origin)
-    model = _build(folder, config)
-    _tell_tied(model)
-    _part_attention_dropout(model, config)
-    if isinstance(model.input, dict):
-        return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)
-    return Backbone(model, "image", "mean", images=_images(model, folder, config), origin=origin)
-
-
-def _from_saved_model(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:
-    if not config.pretrained or config.config or config.dropout is not None or config.attention_dropout is not None:
-        raise ModelError(
-            f"'{folder.handle}' is a SavedModel that runs its own graph: model.pretrained, model.config, model.dropout and "
-            "model.attention_dropout cannot change it. Leave them out."
-        )
-    try:
-        from kft.backbones.bridge import adapted
-    except ImportError:
-        raise ModelError(
-            f"'{folder.handle}' runs its own TensorFlow graph, and TensorFlow is not installed here. Type: "
-            'pip install "keras-finetune[tensorflow]"'
-        ) from None
-    if progress is not None:
-        progress.note(
-            f"{folder.handle} runs its own TensorFlow graph, which is a program: train it only if you trust it"
-        )
-    model, images = adapted.built(folder.path)
-    origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256, "folder": str(folder.path)}
-    if images is not None:
-        return Backbone(model, "image", "mean", images=images, origin=origin)
-    return Backbone(model, "text", _pooling(model, None), _tokenizer(config, folder.path), origin=origin)
-
-
-def _from_configuration(config: Model) -> Backbone:
     names = [name for name in dir(keras_hub.models) if name.endswith("Backbone") and name != "Backbone"]
     if config.architecture not in names:
         raise ModelError(unknown("model.architecture", str(config.architecture), names))
     model = _call(getattr(keras_hub.models, config.architecture), config)
-    _part_attention_dropout(model, config)
-    origin: dict[str, str | None] = {"handle": config.architecture, "format": "configuration", "sha256": None}
-    if isinstance(model.input, dict):
-        if config.tokenizer is None:
-            raise ModelError(f"{config.architecture} reads text: give model.tokenizer, a folder of tokenizer files.")
-        return Backbone(model, "text", _pooling(model, None), _tokenizer(config, None), origin=origin)
-    return Backbone(model, "image", "mean", images=_images(model, None, config), origin=origin)
+    part_attention_dropout(model, config)
+    return model
+
+
+def from_folder(folder: ModelFolder, config: Model) -> Any:
+    """Builds the model of a folder that KerasHub reads.
+
+    Raises:
+        ModelError: if it cannot, or its configuration does not fit.
+    """
+    model = _build(folder, config)
+    _tell_tied(model)
+    part_attention_dropout(model, config)
+    return model
 
 
 def _call(cls: Any, config: Model) -> Any:
@@ -125,7 +75,7 @@ def _tell_tied(model: Any) -> None:
         model.get_config = lambda: {**own(), "tie_word_embeddings": tied}
 
 
-def _part_attention_dropout(model: Any, config: Model) -> None:
+def part_attention_dropout(model: Any, config: Model) -> None:
     """Gives attention's weights a dropout rate of their own, which KerasHub's blocks do not know."""
     if config.attention_dropout is None:
         return
@@ -169,28 +119,8 @@ def _class(folder: ModelFolder) -> Any:
     return type(found)
 
 
-def _tokenizer(config: Model, folder: Path | None) -> Tokenizer:
-    place = tokenizer_folder(config.tokenizer) if config.tokenizer is not None else folder
-    assert place is not None
-    return load_tokenizer(place)
-
-
-def _pooling(model: Any, folder: ModelFolder | None) -> str:
-    if folder is not None and _reads_mean(folder.path):
-        return "mean"
-    if any(type(model).__name__.startswith(name) for name in CAUSAL):
-        return "last"
-    output = model.output
-    return "pooled" if isinstance(output, dict) and "pooled_output" in output else "first"
-
-
-def _reads_mean(path: Path) -> bool:
-    """Says whether a sentence-transformers folder declares that its vectors are means over tokens."""
-    file = path / "1_Pooling" / "config.json"
-    return file.is_file() and bool(json.loads(file.read_text(encoding="utf8")).get("pooling_mode_mean_tokens"))
-
-
-def _images(model: Any, folder: ModelFolder | None, config: Model) -> Images:
+def images_of(model: Any, folder: ModelFolder | None, config: Model) -> Images:
+    """Returns how a model wants its images, as the recipe, its own input and the preprocessing files of its folder say."""
     shape = model.input.shape
     declared = (int(shape[1]), int(shape[2])) if shape[1] and shape[2] else None
     size = (config.image_size, config.image_size) if config.image_size else declared

@@ -64,19 +64,25 @@ class Place:
         inputs: leading axes of a dense kernel that are its inputs, since torch's kernels lie output first; 0 for weights
             that lie alike.
         cut: takes the variable's part out of a tensor that has more; None where the tensor is all its own.
+        axes: the tensor's axes in the variable's order, for a convolution; None where they lie alike.
     """
 
     variable: Any
     name: str
     inputs: int = 0
     cut: Callable[[np.ndarray], np.ndarray] | None = None
+    axes: tuple[int, ...] | None = None
 
     def inward(self, array: np.ndarray) -> np.ndarray:
         """Returns a published tensor as the variable wants it."""
+        if self.axes is not None:
+            return array.transpose(self.axes)
         return (array.T if self.inputs else array).reshape(tuple(self.variable.shape))
 
     def outward(self, array: np.ndarray) -> np.ndarray:
         """Returns a variable's value as it is published."""
+        if self.axes is not None:
+            return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
         found = array.reshape(self.published[::-1]).T if self.inputs else array.reshape(self.published)
         return np.ascontiguousarray(found)
 
@@ -84,6 +90,8 @@ class Place:
     def published(self) -> tuple[int, ...]:
         """The shape of the tensor; Keras parts the axes of attention's heads, torch does not."""
         own = tuple(self.variable.shape)
+        if self.axes is not None:
+            return tuple(own[axis] for axis in np.argsort(self.axes))
         size = int(np.prod(own))
         if not self.inputs:
             return (size,) if self.name.endswith(".bias") else own

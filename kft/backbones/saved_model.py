@@ -34,8 +34,8 @@ def is_one(folder: Path) -> bool:
 
 
 def vocabulary(folder: Path) -> Path | None:
-    """Returns the WordPiece vocabulary among a SavedModel's assets, or None."""
-    found = sorted((folder / "assets").glob("*vocab*.txt"))
+    """Returns the WordPiece vocabulary, or the SentencePiece model, among a SavedModel's assets, or None."""
+    found = sorted([*(folder / "assets").glob("*vocab*.txt"), *(folder / "assets").glob("*.model")])
     return found[0] if len(found) == 1 else None
 
 
@@ -58,7 +58,7 @@ def folder_for(folder: Path) -> Path | None:
 
 
 def _digest(folder: Path) -> str:
-    digest = hashlib.sha256(b"saved model 1")
+    digest = hashlib.sha256(b"saved model 2")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(file.relative_to(folder)).encode())
         with file.open("rb") as stream:
@@ -78,7 +78,8 @@ def _convert(folder: Path, place: Path) -> None:
 
 # What follows runs in the process that has TensorFlow.
 
-BLOCK = r"(?:^|/)(?:transformer/)?layer_(\d+)/"
+# ALBERT has one block, without a number.
+BLOCK = r"(?:^|/)(?:(?:transformer/)?layer_(\d+)|transformer)/"
 DENSE = {
     "self_attention/query": "attention.self.query",
     "self_attention/key": "attention.self.key",
@@ -96,6 +97,20 @@ TABLES = {
     "position_embedding": "embeddings.position_embeddings",
     "type_embeddings": "embeddings.token_type_embeddings",
 }
+# What Hugging Face calls the parts of ALBERT's one block, and what is beside it.
+ALBERT = {
+    "attention.self.": "attention.",
+    "attention.output.dense": "attention.dense",
+    "attention.output.LayerNorm": "attention.LayerNorm",
+    "intermediate.dense": "ffn",
+    "output.dense": "ffn_output",
+    "output.LayerNorm": "full_layer_layer_norm",
+}
+BESIDE = {"embeddings_project.": "encoder.embedding_hidden_mapping_in.", "pooler.dense.": "pooler."}
+ALBERTS_BLOCK = "encoder.albert_layer_groups.0.albert_layers.0."
+QUERY = "transformer/self_attention/query/kernel"
+# TensorFlow numbers the scopes of a layer that is passed again.
+QUERIES = re.compile(r"(^|/)self_attention(_\d+)?/query(_\d+)?/")
 PARTS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "bias": "bias"}
 
 
@@ -106,12 +121,14 @@ class Contents:
     Attributes:
         weights: reads each variable of the root object, by the name it had when it was made.
         flags: the root object's own variables of one value.
-        operations: the names of all operations in its graphs.
+        operations: the kinds of all operations in its graphs.
+        passes: how often the graph that does it most often computes attention's queries.
     """
 
     weights: Mapping[str, Callable[[], np.ndarray]]
     flags: Mapping[str, Any]
     operations: frozenset[str]
+    passes: int = 0
 
 
 def contents(folder: Path) -> Contents:
@@ -152,7 +169,12 @@ def contents(folder: Path) -> Contents:
         if number in keys and nodes[number].WhichOneof("kind") == "variable" and not nodes[number].variable.shape.dim
     }
     functions = [node.op for function in meta.graph_def.library.function for node in function.node_def]
-    return Contents(weights, flags, frozenset([*functions, *(node.op for node in meta.graph_def.node)]))
+    passes = [
+        sum(node.op == "Einsum" and bool(QUERIES.search(node.name)) for node in function.node_def)
+        for function in meta.graph_def.library.function
+    ]
+    operations = frozenset([*functions, *(node.op for node in meta.graph_def.node)])
+    return Contents(weights, flags, operations, max(passes, default=0))
 
 
 def tensor(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
@@ -163,7 +185,7 @@ def tensor(name: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
     """
     path, _, part = name.partition(":")[0].rpartition("/")
     if found := re.search(BLOCK + "(.+)$", path):
-        number, layer = found.groups()
+        number, layer = found[1] or "0", found[2]
         if layer in NORMS:
             return f"encoder.layer.{number}.{NORMS[layer]}.{PARTS[part]}", array
         if layer in DENSE:
@@ -187,13 +209,14 @@ def _two(array: np.ndarray) -> np.ndarray:
 def encoder(found: Contents) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Returns `config.json` and the weights of a SavedModel in Hugging Face's layout, or None where it is no such encoder."""
     tensors: dict[str, np.ndarray] = {}
-    heads = 0
+    heads, albert = 0, False
     for name, read in found.weights.items():
         array = read()
         if array.dtype.kind != "f":
             continue  # a flag, as whether to put texts into lower case
-        if name.partition(":")[0].endswith("layer_0/self_attention/query/kernel"):
+        if name.partition(":")[0].endswith(("layer_0/self_attention/query/kernel", QUERY)):
             heads = array.shape[1]
+        albert = albert or name.partition(":")[0].endswith(QUERY)
         place = tensor(name, array)
         if place is None:
             return None
@@ -202,7 +225,9 @@ def encoder(found: Contents) -> tuple[dict[str, Any], dict[str, np.ndarray]] | N
     if not layers or not heads or "embeddings.word_embeddings.weight" not in tensors:
         return None
     projected = "embeddings_project.weight" in tensors
-    if projected:  # ELECTRA, whose pooler nobody trained
+    if albert and not (projected and found.passes):
+        return None
+    if projected and not albert:  # ELECTRA, whose pooler nobody trained
         tensors = {name: array for name, array in tensors.items() if not name.startswith("pooler.")}
     words = tensors["embeddings.word_embeddings.weight"].shape
     config = {
@@ -210,7 +235,7 @@ def encoder(found: Contents) -> tuple[dict[str, Any], dict[str, np.ndarray]] | N
         "architectures": ["ElectraModel" if projected else "BertModel"],
         "vocab_size": words[0],
         "hidden_size": len(tensors["encoder.layer.0.attention.output.dense.bias"]),
-        "num_hidden_layers": layers,
+        "num_hidden_layers": found.passes if albert else layers,
         "num_attention_heads": heads,
         "intermediate_size": len(tensors["encoder.layer.0.intermediate.dense.bias"]),
         "max_position_embeddings": len(tensors["embeddings.position_embeddings.weight"]),
@@ -222,7 +247,24 @@ def encoder(found: Contents) -> tuple[dict[str, Any], dict[str, np.ndarray]] | N
         "attention_probs_dropout_prob": 0.1,
         **({"embedding_size": words[1]} if projected else {}),
     }
+    if albert:
+        config |= {
+            "model_type": "albert",
+            "architectures": ["AlbertModel"],
+            "num_hidden_groups": 1,
+            "inner_group_num": 1,
+        }
+        tensors = {_of_albert(name): array for name, array in tensors.items()}
     return config, tensors
+
+
+def _of_albert(name: str) -> str:
+    """Returns what a weight that BERT has too is called in ALBERT."""
+    start = "encoder.layer.0."
+    if not name.startswith(start):
+        return next((new + name.removeprefix(old) for old, new in BESIDE.items() if name.startswith(old)), name)
+    part = name.removeprefix(start)
+    return ALBERTS_BLOCK + next(new + part.removeprefix(old) for old, new in ALBERT.items() if part.startswith(old))
 
 
 def lowercases(found: Contents, words: Path) -> bool:
@@ -246,7 +288,11 @@ def main() -> None:
         config, tensors = known
         save_file(tensors, str(place / "model.safetensors"), metadata={"format": "pt"})
         (place / "config.json").write_text(json.dumps(config, indent=2), encoding="utf8")
-    if words is not None:
+    if words is not None and words.suffix == ".model":
+        shutil.copyfile(words, place / "spiece.model")
+        options = {"do_lower_case": bool(found.flags.get("do_lower_case", True)), "tokenizer_class": "AlbertTokenizer"}
+        (place / "tokenizer_config.json").write_text(json.dumps(options), encoding="utf8")
+    elif words is not None:
         shutil.copyfile(words, place / "vocab.txt")
         options = {"do_lower_case": lowercases(found, words), "tokenizer_class": "BertTokenizer"}
         (place / "tokenizer_config.json").write_text(json.dumps(options), encoding="utf8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from kft.errors import ModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+# Where the weights lie in a file that a training wrote.
+WITHIN = ("state_dict", "model", "model_state_dict")
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
@@ -119,6 +122,15 @@ def _bfloat16(file: Path, name: str) -> np.ndarray:
     return wide.view(np.float32).reshape(header["shape"])
 
 
+def torch_tensors(file: Path) -> Tensors:
+    """Returns the tensors of a file of torch's that holds a model's weights, or a training's with them in it.
+
+    Raises:
+        ModelError: if it holds more than weights, is broken, or torch is not installed.
+    """
+    return Tensors(_torch([file]), file)
+
+
 def _torch(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
     """Reads torch's files with `weights_only`, which refuses all that is no tensor."""
     try:
@@ -131,17 +143,23 @@ def _torch(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
     found: dict[str, Callable[[], np.ndarray]] = {}
     for file in files:
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            # What torch wrote before 1.6 is no archive, and cannot be mapped.
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise ModelError(f"'{file}' holds more than weights, or is broken: {reason}.") from None
-        found |= {name: _torch_reader(tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
+        if not isinstance(state, dict):
+            raise ModelError(f"'{file}' holds {type(state).__name__}, not weights by name. Save a model's state_dict.")
+        state = next((state[name] for name in WITHIN if isinstance(state.get(name), dict)), state)
+        found |= {
+            str(name): _torch_reader(tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)
+        }
     return found
 
 
 def _torch_reader(tensor: Any) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
-        found: np.ndarray = tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+        found: np.ndarray = tensor.detach().float().numpy() if tensor.is_floating_point() else tensor.numpy()
         return found
 
     return read

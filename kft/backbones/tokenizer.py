@@ -316,7 +316,9 @@ def _sentence_piece(file: Path, family: str) -> Tokenizer:
     unk = engine.inner.unk_id()
     if start is None or end is None:
         stop = engine.id("</s>")
-        return _make(engine, Template(suffix=() if stop is None else (stop,)), pad, unk, "", key, family)
+        ends = () if stop is None else (stop,)
+        between, first = (ends, len(ends)) if family in ("t5", "mt5") else ((), 0)
+        return _make(engine, Template((), between, ends, first), pad, unk, "", key, family)
     return _make(engine, Template((start,), (end,), (end,), 1, True), pad, unk, "", key, family)
 
 

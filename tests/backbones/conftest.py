@@ -24,19 +24,19 @@ def _variables(tf: Any, scope: str, shapes: dict[str, tuple[int, ...]], seed: in
     return found
 
 
-def _bert_shapes() -> dict[str, tuple[int, ...]]:
-    size = WIDTH // HEADS
+def _bert_shapes(narrow: int | None) -> dict[str, tuple[int, ...]]:
+    size, first = WIDTH // HEADS, narrow or WIDTH
     shapes: dict[str, tuple[int, ...]] = {
-        "word_embeddings/embeddings": (WORDS, WIDTH),
-        "position_embedding/embeddings": (POSITIONS, WIDTH),
-        "type_embeddings/embeddings": (2, WIDTH),
-        "embeddings/layer_norm/gamma": (WIDTH,),
-        "embeddings/layer_norm/beta": (WIDTH,),
+        "word_embeddings/embeddings": (WORDS, first),
+        "position_embedding/embeddings": (POSITIONS, first),
+        "type_embeddings/embeddings": (2, first),
+        "embeddings/layer_norm/gamma": (first,),
+        "embeddings/layer_norm/beta": (first,),
+        **({"embedding_projection/kernel": (narrow, WIDTH), "embedding_projection/bias": (WIDTH,)} if narrow else {}),
         "pooler_transform/kernel": (WIDTH, WIDTH),
         "pooler_transform/bias": (WIDTH,),
     }
-    for number in range(BLOCKS):
-        start = f"transformer/layer_{number}/"
+    for start in dict.fromkeys(_starts(narrow)):
         for part in ("query", "key", "value"):
             shapes[f"{start}self_attention/{part}/kernel"] = (WIDTH, HEADS, size)
             shapes[f"{start}self_attention/{part}/bias"] = (HEADS, size)
@@ -51,13 +51,21 @@ def _bert_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _bert(tf: Any, vocabulary: Path | None, lower: bool) -> Any:
-    """Returns a BERT that is called as TF-Hub's encoders are; its dropout is none, so that runs can be compared."""
+def _starts(narrow: int | None) -> list[str]:
+    """Returns what the names of each pass' weights begin with; ALBERT passes one block again and again."""
+    return ["transformer/" if narrow else f"transformer/layer_{number}/" for number in range(BLOCKS)]
+
+
+def _bert(tf: Any, vocabulary: Path | None, lower: bool, narrow: int | None = None) -> Any:
+    """Returns a BERT that is called as TF-Hub's encoders are; its dropout is none, so that runs can be compared.
+
+    With embeddings that are narrower than its block it is an ALBERT.
+    """
 
     class Bert(tf.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.weights = _variables(tf, "", _bert_shapes(), 0)
+            self.weights = _variables(tf, "", _bert_shapes(narrow), 0)
             self.variables_in_order = list(self.weights.values())
             if vocabulary is not None:
                 self.vocab_file = tf.saved_model.Asset(str(vocabulary))
@@ -69,7 +77,8 @@ def _bert(tf: Any, vocabulary: Path | None, lower: bool) -> Any:
             return (x - mean) * tf.math.rsqrt(variance + 1e-12) * gamma + beta
 
         def _dense(self, x: Any, name: str, rule: str) -> Any:
-            return tf.einsum(rule, x, self.weights[f"{name}/kernel"]) + self.weights[f"{name}/bias"]
+            with tf.name_scope(name):
+                return tf.einsum(rule, x, self.weights[f"{name}/kernel"]) + self.weights[f"{name}/bias"]
 
         @tf.function(
             input_signature=[
@@ -86,10 +95,10 @@ def _bert(tf: Any, vocabulary: Path | None, lower: bool) -> Any:
             x += weights["position_embedding/embeddings"][None, : tf.shape(ids)[1]]
             x += tf.gather(weights["type_embeddings/embeddings"], inputs["input_type_ids"])
             x = self._norm(x, "embeddings/layer_norm")
+            x = self._dense(x, "embedding_projection", "btw,wv->btv") if narrow else x
             away = (1.0 - tf.cast(inputs["input_mask"], tf.float32))[:, None, None, :] * -1e9
             states = []
-            for number in range(BLOCKS):
-                start = f"transformer/layer_{number}/"
+            for start in _starts(narrow):
                 q, k, v = (
                     self._dense(x, f"{start}self_attention/{part}", "btw,whd->bthd")
                     for part in ("query", "key", "value")
@@ -120,13 +129,23 @@ def _reusable(tf: Any, module: Any, called: Any) -> Any:
 @pytest.fixture(scope="session")
 def hub_bert(backend: str, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT encoder as TF-Hub has them, its vocabulary among its assets."""
+    return _encoder(vocabulary, tmp_path_factory, None)
+
+
+@pytest.fixture(scope="session")
+def hub_albert(backend: str, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ALBERT, whose block is passed twice."""
+    return _encoder(vocabulary, tmp_path_factory, 12)
+
+
+def _encoder(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory, narrow: int | None) -> Path:
     import tensorflow as tf
 
-    folder = tmp_path_factory.mktemp("hub") / "bert"
+    folder = tmp_path_factory.mktemp("hub") / "encoder"
     lines = (vocabulary / "vocab.txt").read_text(encoding="utf8").splitlines()
     words = tmp_path_factory.mktemp("hub-words") / "vocab.txt"
     words.write_text("\n".join([*lines, *(f"more{n}" for n in range(WORDS))][:WORDS]) + "\n", encoding="utf8")
-    bert = _bert(tf, words, lower=True)
+    bert = _bert(tf, words, lower=True, narrow=narrow)
     made = _reusable(tf, bert, bert.called)
     made.variables = [*bert.variables_in_order, bert.do_lower_case]  # as the model garden's export has it
     made.trainable_variables = bert.variables_in_order

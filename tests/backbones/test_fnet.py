@@ -57,8 +57,8 @@ def test_a_published_head_and_the_pooler_give_the_logits_of_transformers(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"hidden_act": "relu"}, "hidden_act in config.json is 'relu'; of fnet KerasHub computes only 'gelu_new'"),
-        ({"layer_norm_eps": 1e-5}, "layer_norm_eps in config.json is 1e-05; of fnet KerasHub computes only 1e-12"),
+        ({"hidden_act": "relu"}, "hidden_act in config.json is 'relu'; of fnet kft computes only 'gelu_new'"),
+        ({"layer_norm_eps": 1e-5}, "layer_norm_eps in config.json is 1e-05; of fnet kft computes only 1e-12"),
         ({"use_tpu_fourier_optimizations": True}, "use_tpu_fourier_optimizations in config.json is True"),
     ],
 )

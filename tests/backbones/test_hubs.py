@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -27,7 +29,11 @@ FILES = {
     "flax_model.msgpack": b"x" * 100,
 }
 CODE = """
+import os
 import sys
+if address := os.environ.get("KAGGLE_SERVER"):
+    from kagglesdk import kaggle_env
+    kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.PROD] = address
 from kft.backbones import folders
 from kft.errors import KftError
 try:
@@ -35,6 +41,9 @@ try:
 except KftError as error:
     print("refused:", error)
 """
+
+
+JSON = {"Content-Type": "application/json"}
 
 
 class Hub(ThreadingHTTPServer):
@@ -45,6 +54,7 @@ class Hub(ThreadingHTTPServer):
         self.asked: list[str] = []
         self.files = dict(FILES)
         self.breaks: dict[str, int] = {}
+        self.digests: dict[str, str] = {}
 
     @property
     def address(self) -> str:
@@ -54,6 +64,22 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Hub
     protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        """Kaggle's calls; a file is given by sending the client on to where it lies."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        call = self.path.rpartition("/")[2]
+        self.server.asked.append(f"{call} {asked.get('path', '')}".strip())
+        for word, code in (("secret", 401), ("absent", 404)):
+            if asked["modelSlug"] == word:
+                self._send(code, json.dumps({"code": code, "message": "no"}).encode(), JSON, body=True)
+                return
+        if call == "GetModelInstance":
+            self._json({"versionNumber": 3}, body=True)
+        elif call == "ListModelInstanceVersionFiles":
+            self._json({"files": [{"name": name} for name in self.server.files], "nextPageToken": ""}, body=True)
+        else:
+            self._send(302, b"", {"Location": f"{self.server.address}/owner/model/{asked['path']}"}, body=True)
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -78,7 +104,13 @@ class Handler(BaseHTTPRequestHandler):
             )
         elif (name := path.rpartition("/")[2]) in self.server.files:
             content = self.server.files[name]
-            headers = {"ETag": f'"{_oid(content)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            digest = self.server.digests.get(name) or base64.b64encode(hashlib.md5(content).digest()).decode()
+            headers = {
+                "ETag": f'"{_oid(content)}"',
+                "X-Repo-Commit": COMMIT,
+                "Accept-Ranges": "bytes",
+                "X-Goog-Hash": f"md5={digest}",
+            }
             start = int((self.headers.get("Range") or "bytes=0-")[6:].split("-")[0])
             self._send(
                 206 if start else 200,
@@ -91,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
 
     def _json(self, values: object, body: bool) -> None:
-        self._send(200, json.dumps(values).encode(), {"Content-Type": "application/json"}, body)
+        self._send(200, json.dumps(values).encode(), JSON, body)
 
     def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool, stop: int | None = None) -> None:
         self.send_response(code)
@@ -190,3 +222,71 @@ def test_a_hub_that_is_not_reached(hub: Hub, tmp_path: Path) -> None:
     hub.server_close()
     said = located("hf://owner/model", tmp_path, HF_ENDPOINT=hub.address)
     assert said.startswith("refused: Cannot fetch 'hf://owner/model' from here") and "give its folder instead" in said
+
+
+@pytest.fixture
+def kaggle(hub: Hub, backend: str) -> Hub:
+    """Answers as Kaggle does, on a backend, since kagglehub comes with keras-hub."""
+    if backend != "torch":
+        pytest.skip("Kaggle's client knows no backend: once is enough")
+    if importlib.util.find_spec("kagglehub") is None:
+        pytest.skip("kagglehub, which comes with keras-hub, fetches kaggle:// handles")
+    hub.files = {name: FILES[name] for name in ("config.json", "model.safetensors", "vocab.txt")}
+    return hub
+
+
+MODEL = "kaggle://owner/model/keras/small"
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("handle", [MODEL, f"{MODEL}/3"])
+def test_a_model_of_kaggle_is_fetched_once(kaggle: Hub, tmp_path: Path, handle: str) -> None:
+    said = located(handle, tmp_path, KAGGLE_SERVER=kaggle.address)
+    folder = Path(said.removeprefix("at "))
+    assert {path.name for path in folder.iterdir()} == set(kaggle.files)
+    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    kaggle.shutdown()
+    kaggle.server_close()
+    assert located(handle, tmp_path, KAGGLE_SERVER=kaggle.address) == said
+
+
+@pytest.mark.backend
+def test_a_download_of_kaggle_that_breaks_off_goes_on(kaggle: Hub, tmp_path: Path) -> None:
+    kaggle.breaks = {"model.safetensors": 1000}
+    said = located(MODEL, tmp_path, KAGGLE_SERVER=kaggle.address)
+    assert said.startswith(f"refused: Cannot fetch '{MODEL}': the connection broke off")
+    said = located(MODEL, tmp_path, KAGGLE_SERVER=kaggle.address)
+    assert (Path(said.removeprefix("at ")) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+@pytest.mark.backend
+def test_a_file_of_kaggle_that_is_another_is_refused(kaggle: Hub, tmp_path: Path) -> None:
+    kaggle.digests = {"model.safetensors": base64.b64encode(hashlib.md5(b"other").digest()).decode()}
+    said = located(MODEL, tmp_path, KAGGLE_SERVER=kaggle.address)
+    assert said.startswith(f"refused: Cannot fetch '{MODEL}'"), said
+    assert "broke off, or a file came otherwise than it was announced" in said
+    kaggle.digests = {}
+    said = located(MODEL, tmp_path, KAGGLE_SERVER=kaggle.address)
+    assert (Path(said.removeprefix("at ")) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize(
+    ("handle", "expected"),
+    [
+        ("kaggle://owner/secret/keras/small", "answers 401: the model is private"),
+        ("kaggle://owner/absent/keras/small", "answers 404: there is no such model or version"),
+    ],
+)
+def test_refusals_of_kaggle(kaggle: Hub, tmp_path: Path, handle: str, expected: str) -> None:
+    said = located(handle, tmp_path, KAGGLE_SERVER=kaggle.address)
+    assert said.startswith(f"refused: Cannot fetch '{handle}'") and expected in said
+    assert "https://www.kaggle.com/models/owner/" in said
+
+
+@pytest.mark.backend
+def test_kaggle_that_is_not_reached(kaggle: Hub, tmp_path: Path) -> None:
+    kaggle.shutdown()
+    kaggle.server_close()
+    said = located(MODEL, tmp_path, KAGGLE_SERVER=kaggle.address)
+    assert said.startswith(f"refused: Cannot fetch '{MODEL}' from here") and "give its folder instead" in said

@@ -44,18 +44,20 @@ def states(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     return {name: keras.ops.convert_to_numpy(value) for name, value in found.items()}
 
 
+@pytest.mark.parametrize("family", ["bert", "albert"])
 def test_an_encoder_gives_what_its_graph_gives(
-    hub_bert: Path, theirs: Callable[[Path], Any], same: Callable[..., None]
+    family: str, request: pytest.FixtureRequest, theirs: Callable[[Path], Any], same: Callable[..., None]
 ) -> None:
+    folder = request.getfixturevalue(f"hub_{family}")
     rng = np.random.default_rng(0)
     mask = (np.arange(11) < np.array([[11], [4], [7]])).astype(np.int32)
     ids, segments = rng.integers(0, 60, (3, 11)).astype(np.int32), rng.integers(0, 2, (3, 11)).astype(np.int32)
-    mine = states(hub_bert, {"token_ids": ids, "padding_mask": mask, "segment_ids": segments})
+    mine = states(folder, {"token_ids": ids, "padding_mask": mask, "segment_ids": segments})
     given = {"input_word_ids": ids, "input_mask": mask, "input_type_ids": segments}
-    other = theirs(hub_bert)(given, False)
+    other = theirs(folder)(given, False)
     for name in ("sequence_output", "pooled_output"):
         real = mask.astype(bool) if name == "sequence_output" else slice(None)
-        same("TF-Hub, native", "bert", mine[name][real], other[name].numpy()[real], atol=1e-5)
+        same("TF-Hub, native", family, mine[name][real], other[name].numpy()[real], atol=1e-5)
 
 
 def test_nothing_of_a_known_family_is_run(hub_bert: Path, tmp_path: Path) -> None:

@@ -11,10 +11,15 @@ if TYPE_CHECKING:
 # model_type in config.json, and the module that knows it.
 MODULES = {
     "deberta-v2": "deberta",
+    "falcon": "falcon",
     "fnet": "fnet",
     "mpnet": "mpnet",
+    "mt5": "t5",
+    "t5": "t5",
     "bloom": "bloom",
     "gpt_neox": "gpt_neox",
+    "mobilebert": "mobilebert",
+    "modernbert": "modernbert",
     "opt": "opt",
     "phi3": "phi3",
 }

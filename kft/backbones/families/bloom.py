@@ -52,7 +52,7 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         yield from norm(block._pre_attention_layernorm, f"{start}.input_layernorm")
         fused = f"{start}.self_attention.query_key_value"
         for part, layer in enumerate((attention._query_dense, attention._key_dense, attention._value_dense)):
-            cut = functools.partial(_of_each_head, part=part, heads=model.num_heads)
+            cut = functools.partial(of_each_head, part=part, heads=model.num_heads)
             yield Place(layer.kernel, f"{fused}.weight", 1, cut)
             yield Place(layer.bias, f"{fused}.bias", cut=cut)
         yield from dense(attention._output_dense, f"{start}.self_attention.dense")
@@ -62,7 +62,7 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
     yield from norm(model.layer_norm, "ln_f")
 
 
-def _of_each_head(array: np.ndarray, part: int, heads: int) -> np.ndarray:
+def of_each_head(array: np.ndarray, part: int, heads: int) -> np.ndarray:
     """Takes query, key or value out of rows that lie head by head, these three in each."""
     if len(array) % (3 * heads):
         return array  # of another model, which its shape will tell

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kft.backbones import filling
+from kft.backbones import filling, initial
 from kft.backbones.backbone import PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.hugging_face import Head, head_of
@@ -14,6 +15,9 @@ from kft.backbones.places import Place
 from kft.backbones.tensors import opened
 from kft.errors import ModelError
 from kft.recipe import Model
+
+# What families call the rates that `model.dropout` sets.
+RATES = {"dropout", "embedding_dropout", "attention_dropout", "attention_dropout_rate", "feedforward_dropout_rate"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Family:
         prefix: what a model with a head puts before the names of its backbone's weights.
         heads: how the names of weights begin that belong to heads.
         head: that for a whole text, or None where published heads are not read.
-        pooling: which part of a text its makers read off.
+        pooling: which part of a text its makers read off, or what reads that off `config.json`.
     """
 
     backbone: str | Callable[..., Any]
@@ -36,7 +40,16 @@ class Family:
     prefix: str
     heads: tuple[str, ...]
     head: Head | None = None
-    pooling: str = "first"
+    pooling: str | Callable[[Mapping[str, Any]], str] = "first"
+
+    @property
+    def drawn(self) -> bool:
+        """Whether kft draws the model's graph, KerasHub having no class of it."""
+        return not isinstance(self.backbone, str)
+
+    def pools(self, config: Mapping[str, Any]) -> str:
+        """Returns which part of a text a model's makers read off."""
+        return self.pooling if isinstance(self.pooling, str) else self.pooling(config)
 
 
 def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, PublishedHead | None]:
@@ -57,9 +70,12 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
     except KeyError as error:
         raise ModelError(f"'{folder.path / 'config.json'}' lacks {error}. Get the file again.") from None
     if config.dropout is not None:
-        arguments |= dict.fromkeys(arguments.keys() & {"dropout", "attention_dropout"}, config.dropout)
+        arguments |= dict.fromkeys(arguments.keys() & RATES, config.dropout)
+    if family.drawn and config.attention_dropout is not None and "attention_dropout" in arguments:
+        arguments["attention_dropout"] = config.attention_dropout
     try:
-        model = cls(**{**arguments, **config.config})
+        with initial.undrawn() if config.pretrained else contextlib.nullcontext():
+            model = cls(**{**arguments, **config.config})
     except Exception as error:
         raise ModelError(
             f"model.config does not fit {cls.__name__}: {error}. It has: {', '.join(arguments)}."
@@ -80,7 +96,7 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
 
 
 def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = None) -> None:
-    """Refuses a configuration whose field is not what KerasHub's class computes.
+    """Refuses a configuration whose field is not what the class computes.
 
     Raises:
         ModelError: if it is another.
@@ -88,7 +104,7 @@ def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = No
     found = config.get(field, default)
     if found != wanted:
         raise ModelError(
-            f"{field} in config.json is {found!r}; of {config.get('model_type')} KerasHub computes only {wanted!r}. "
+            f"{field} in config.json is {found!r}; of {config.get('model_type')} kft computes only {wanted!r}. "
             "Take another model of the family."
         )
 

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kft.backbones.families import drawn
 from kft.backbones.families.family import Family, dense, norm
 from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place
@@ -20,13 +21,6 @@ from kft.errors import ModelError, unknown
 ACTIVATIONS = {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh"}
 # Position 0 and 1 of the table are for padding and what stands before it.
 SKIPPED = 2
-# Half of the buckets are for tokens that follow. A bucket begins at each of these distances: one for each up to 8, then
-# eight to each factor of 16 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683).
-BUCKETS = 32
-DISTANCES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91)
-BOUNDARIES = [1 - distance for distance in reversed(DISTANCES)] + list(DISTANCES)
-# The published row of each interval between boundaries, from far before to far behind; the last one is never read.
-ROWS = [*range(15, -1, -1), *range(17, 32), 16]
 
 
 def mpnet(
@@ -61,67 +55,33 @@ def mpnet(
     """
     layers = keras.layers
     ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
-    places = keras.ops.cumsum(keras.ops.ones_like(ids[:1, :]), axis=1) - 1
-    token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=_normal(), name="token_embedding")
+    places = drawn.places_of(ids)
+    token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding")
     position = layers.Embedding(
-        max_sequence_length, hidden_dim, embeddings_initializer=_normal(), name="position_embedding"
+        max_sequence_length, hidden_dim, embeddings_initializer=drawn.normal(), name="position_embedding"
     )
     x = layers.Add(name="embeddings_add")([token(ids), position(places)])
     x = layers.LayerNormalization(epsilon=layer_norm_epsilon, name="embeddings_layer_norm")(x)
     x = layers.Dropout(dropout, name="embeddings_dropout")(x)
-    bias = _bias(places, num_heads)
+    bias = drawn.distances(places, num_heads)
     for number in range(num_layers):
         start = f"block_{number}"
-        more = _attention(x, mask[:, None, None, :], bias, start, num_heads, attention_dropout)
+        more = drawn.attention(
+            (x, x, x), mask[:, None, None, :], start, num_heads, hidden_dim, attention_dropout, scores=bias
+        )
         x = _joined(x, more, f"{start}_attention", dropout, layer_norm_epsilon)
         more = layers.Dense(
-            intermediate_dim, activation=activation, kernel_initializer=_normal(), name=f"{start}_intermediate"
+            intermediate_dim, activation=activation, kernel_initializer=drawn.normal(), name=f"{start}_intermediate"
         )(x)
-        more = layers.Dense(hidden_dim, kernel_initializer=_normal(), name=f"{start}_output")(more)
+        more = layers.Dense(hidden_dim, kernel_initializer=drawn.normal(), name=f"{start}_output")(more)
         x = _joined(x, more, start, dropout, layer_norm_epsilon)
     return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": x}, name="mpnet")
-
-
-def _bias(places: Any, heads: int) -> Any:
-    """Returns what attention's scores get for tokens' distances, shape (1, heads, tokens, tokens), for all blocks."""
-    layers = keras.layers
-    apart = places[:, None, :] - places[:, :, None]
-    buckets = layers.Discretization(BOUNDARIES, dtype="float32", name="relative_position_buckets")(apart)
-    table = layers.Embedding(BUCKETS, heads, embeddings_initializer=_normal(), name="relative_position_bias")
-    return keras.ops.transpose(table(buckets), (0, 3, 1, 2))
-
-
-def _attention(x: Any, mask: Any, bias: Any, start: str, heads: int, rate: float) -> Any:
-    layers, width = keras.layers, x.shape[-1]
-    size = width // heads
-    query, key, value = (
-        layers.EinsumDense(
-            "btw,whd->bthd",
-            (None, heads, size),
-            bias_axes="hd",
-            kernel_initializer=_normal(),
-            name=f"{start}_attention_{part}",
-        )(x)
-        for part in ("query", "key", "value")
-    )
-    scores = keras.ops.einsum("bqhd,bkhd->bhqk", query * size**-0.5, key) + bias
-    weights = layers.Softmax(name=f"{start}_attention_softmax")(scores, mask=mask)
-    weights = layers.Dropout(rate, name=f"{start}_attention_weights_dropout")(weights)
-    mixed = keras.ops.einsum("bhqk,bkhd->bqhd", weights, value)
-    return layers.EinsumDense(
-        "bthd,hdw->btw", (None, width), bias_axes="w", kernel_initializer=_normal(), name=f"{start}_attention_output"
-    )(mixed)
 
 
 def _joined(x: Any, more: Any, start: str, rate: float, epsilon: float) -> Any:
     more = keras.layers.Dropout(rate, name=f"{start}_dropout")(more)
     x = keras.layers.Add(name=f"{start}_add")([x, more])
     return keras.layers.LayerNormalization(epsilon=epsilon, name=f"{start}_layer_norm")(x)
-
-
-def _normal() -> Any:
-    """Returns the initializer of BERT and its relatives (Devlin et al. 2019)."""
-    return keras.initializers.TruncatedNormal(stddev=0.02)
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,10 +93,10 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     activation = str(config.get("hidden_act", "gelu"))
     if activation not in ACTIVATIONS:
         raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
-    buckets = config.get("relative_attention_num_buckets", BUCKETS)
-    if buckets != BUCKETS:
+    buckets = config.get("relative_attention_num_buckets", drawn.BUCKETS)
+    if buckets != drawn.BUCKETS:
         raise ModelError(
-            f"relative_attention_num_buckets in config.json is {buckets}; MPNet's own code counts distances in {BUCKETS}, "
+            f"relative_attention_num_buckets in config.json is {buckets}; MPNet's own code counts distances in {drawn.BUCKETS}, "
             "whatever the file says. Take another model of the family."
         )
     return {
@@ -161,7 +121,9 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
     yield Place(positions, "embeddings.position_embeddings.weight", cut=_after_padding)
     yield from norm(found["embeddings_layer_norm"], "embeddings.LayerNorm")
     yield Place(
-        found["relative_position_bias"].embeddings, "encoder.relative_attention_bias.weight", cut=_from_before_to_behind
+        found["relative_position_bias"].embeddings,
+        "encoder.relative_attention_bias.weight",
+        cut=drawn.from_before_to_behind,
     )
     for number in range(sum(name.endswith("_intermediate") for name in found)):
         block, start = f"block_{number}", f"encoder.layer.{number}"
@@ -176,10 +138,6 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
 
 def _after_padding(table: np.ndarray) -> np.ndarray:
     return table[SKIPPED:]
-
-
-def _from_before_to_behind(table: np.ndarray) -> np.ndarray:
-    return table[ROWS]
 
 
 FAMILY = Family(

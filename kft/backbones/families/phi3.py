@@ -87,19 +87,20 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         start, attention = f"layers.{number}", block.attention
         yield Place(block.pre_attention_layernorm.scale, f"{start}.input_layernorm.weight")
         fused = f"{start}.self_attn.qkv_proj.weight"
-        yield Place(attention.query_dense.kernel, fused, 1, _rows(0, first))
-        yield Place(attention.key_dense.kernel, fused, 1, _rows(first, second))
-        yield Place(attention.value_dense.kernel, fused, 1, _rows(second))
+        yield Place(attention.query_dense.kernel, fused, 1, rows(0, first))
+        yield Place(attention.key_dense.kernel, fused, 1, rows(first, second))
+        yield Place(attention.value_dense.kernel, fused, 1, rows(second))
         yield from dense(attention.output_dense, f"{start}.self_attn.o_proj", inputs=2, bias=False)
         yield Place(block.post_attention_layernorm.scale, f"{start}.post_attention_layernorm.weight")
         fused, inner = f"{start}.mlp.gate_up_proj.weight", model.intermediate_dim
-        yield Place(block.feedforward_gate_dense.kernel, fused, 1, _rows(0, inner))
-        yield Place(block.feedforward_intermediate_dense.kernel, fused, 1, _rows(inner))
+        yield Place(block.feedforward_gate_dense.kernel, fused, 1, rows(0, inner))
+        yield Place(block.feedforward_intermediate_dense.kernel, fused, 1, rows(inner))
         yield from dense(block.feedforward_output_dense, f"{start}.mlp.down_proj", bias=False)
     yield Place(model.layer_norm.scale, "norm.weight")
 
 
-def _rows(begin: int, end: int | None = None) -> functools.partial[np.ndarray]:
+def rows(begin: int, end: int | None = None) -> functools.partial[np.ndarray]:
+    """Returns what cuts rows out of a tensor in which several kernels lie one below the other."""
     return functools.partial(_cut, begin=begin, end=end)
 
 

@@ -1,0 +1,98 @@
+"""Parts of encoders that KerasHub has no class of, drawn of Keras' own layers and operations. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def attention(
+    inputs: tuple[Any, Any, Any],
+    mask: Any,
+    start: str,
+    heads: int,
+    width: int,
+    rate: float,
+    *,
+    inner: int | None = None,
+    scale: float | None = None,
+    biased: bool = True,
+    scores: Any = None,
+    turn: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Returns what attention gives, after its last dense layer.
+
+    Args:
+        inputs: what queries, keys and values are made of, each of shape (batch, tokens, any width).
+        mask: nonzero where a token is seen, of a shape that fits (batch, heads, tokens, tokens).
+        start: of its layers' names.
+        heads: how many.
+        width: of what is given, and of all heads together.
+        rate: of dropout on its weights.
+        inner: width of all heads together, where it is another.
+        scale: of the scores; one over the root of a head's width where it is left out.
+        biased: whether its dense layers have biases.
+        scores: added to the scores before the softmax, or None.
+        turn: turns queries and keys by their positions, or None.
+    """
+    layers, size = keras.layers, (inner or width) // heads
+    query, key, value = (
+        layers.EinsumDense(
+            "btw,whd->bthd",
+            (None, heads, size),
+            bias_axes="hd" if biased else None,
+            kernel_initializer=normal(),
+            name=f"{start}_attention_{part}",
+        )(x)
+        for part, x in zip(("query", "key", "value"), inputs, strict=True)
+    )
+    if turn is not None:
+        query, key = turn(query), turn(key)
+    found = keras.ops.einsum("bqhd,bkhd->bhqk", query * (size**-0.5 if scale is None else scale), key)
+    found = found if scores is None else found + scores
+    weights = layers.Softmax(name=f"{start}_attention_softmax")(found, mask=mask)
+    weights = layers.Dropout(rate, name=f"{start}_attention_weights_dropout")(weights)
+    mixed = keras.ops.einsum("bhqk,bkhd->bqhd", weights, value)
+    return layers.EinsumDense(
+        "bthd,hdw->btw",
+        (None, width),
+        bias_axes="w" if biased else None,
+        kernel_initializer=normal(),
+        name=f"{start}_attention_output",
+    )(mixed)
+
+
+# Half of the buckets are for tokens that follow. A bucket begins at each of these distances: one for each up to 8, then
+# eight to each factor of 16 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683).
+BUCKETS, FARTHEST = 32, 128
+DISTANCES = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91)
+BOUNDARIES = [1 - distance for distance in reversed(DISTANCES)] + list(DISTANCES)
+# The published row of each interval between boundaries, from far before to far behind; the last one is never read.
+ROWS = [*range(15, -1, -1), *range(17, 32), 16]
+
+
+def distances(places: Any, heads: int) -> Any:
+    """Returns what attention's scores get for tokens' distances, shape (1, heads, tokens, tokens), for all blocks."""
+    layers = keras.layers
+    apart = places[:, None, :] - places[:, :, None]
+    buckets = layers.Discretization(BOUNDARIES, dtype="float32", name="relative_position_buckets")(apart)
+    table = layers.Embedding(BUCKETS, heads, embeddings_initializer=normal(), name="relative_position_bias")
+    return keras.ops.transpose(table(buckets), (0, 3, 1, 2))
+
+
+def from_before_to_behind(table: np.ndarray) -> np.ndarray:
+    """Returns a published table of buckets in the order of `distances`."""
+    return table[ROWS]
+
+
+def places_of(ids: Any) -> Any:
+    """Returns the tokens' places, from 0, shape (1, tokens)."""
+    return keras.ops.cumsum(keras.ops.ones_like(ids[:1, :]), axis=1) - 1
+
+
+def normal() -> Any:
+    """Returns the initializer of BERT and its relatives (Devlin et al. 2019)."""
+    return keras.initializers.TruncatedNormal(stddev=0.02)

@@ -1,0 +1,147 @@
+"""Loads the backbone that a recipe describes, whichever source it comes from. Import after `backend.activate`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from kft.backbones import families, hugging_face, keras_hub
+from kft.backbones.backbone import SCALINGS, Backbone, Images
+from kft.backbones.families.family import load as of_table
+from kft.backbones.folders import ModelFolder, locate, tokenizer_folder
+from kft.backbones.tokenizer import Tokenizer
+from kft.backbones.tokenizer import load as load_tokenizer
+from kft.errors import ModelError
+from kft.progress import Progress
+from kft.recipe import Model
+
+CAUSAL = ("GPT", "Llama", "Gemma", "Mistral", "Mixtral", "Qwen", "Phi", "OPT", "Bloom", "Falcon", "SmolLM", "RWKV")
+
+
+def load(config: Model, progress: Progress | None = None) -> Backbone:
+    """Loads the backbone that a recipe's model section describes.
+
+    Raises:
+        ModelError: if it cannot be found, fetched or built; the message says what to do.
+    """
+    found = _load(config, progress)
+    if config.image_scaling == "auto":
+        return found
+    if found.images is None:
+        raise ModelError(f"model.image_scaling is for images; '{config.preset}' reads text. Leave it out.")
+    return dataclasses.replace(found, images=_scaled(found.images, config.image_scaling))
+
+
+def _scaled(images: Images, way: str) -> Images:
+    mean = SCALINGS[way][0]
+    if len(mean) > images.channels:
+        raise ModelError(
+            f"model.image_scaling: {way} is for images with {len(mean)} channels, this backbone takes {images.channels}. "
+            "Allowed here: none, 0..1, -1..1."
+        )
+    return Images.scaled(way, images.size, images.channels)
+
+
+def _load(config: Model, progress: Progress | None) -> Backbone:
+    if config.preset is None:
+        return _from_configuration(config)
+    folder = locate(config.preset, config.sha256, progress, bridge=config.bridge)
+    if folder.format == "saved_model":
+        return _from_saved_model(folder, config, progress)
+    if folder.format in ("timm", "keras_file"):
+        return _of_images(folder, config, progress)
+    family = hugging_face.family_of(folder)
+    origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
+    if family is not None:
+        model, head = hugging_face.load(folder, config, family)
+        tokenizer, activation = _tokenizer(config, folder.path), family.head.activation
+        return Backbone(model, "text", _pooling(model, folder), tokenizer, None, head, activation, origin)
+    if folder.format == "hugging_face" and (table := families.family_for(str(folder.config.get("model_type")))):
+        model, head = of_table(folder, config, table)
+        if not table.drawn:
+            keras_hub.part_attention_dropout(model, config)
+        pooling = "mean" if _reads_mean(folder.path) else table.pools(folder.config)
+        tokenizer, activation = _tokenizer(config, folder.path), table.head.activation if table.head else "tanh"
+        return Backbone(model, "text", pooling, tokenizer, None, head, activation, origin)
+    model = keras_hub.from_folder(folder, config)
+    if isinstance(model.input, dict):
+        return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)
+    return Backbone(model, "image", "mean", images=keras_hub.images_of(model, folder, config), origin=origin)
+
+
+def _of_images(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:
+    if folder.format == "timm":
+        from kft.backbones.vision import timm
+
+        model, images, head = timm.load(folder, config)
+    else:
+        from kft.backbones.vision import keras_file
+
+        model, images, head = keras_file.load(folder, config, progress)
+    if config.image_size is not None:
+        size = (config.image_size, config.image_size)
+        declared = tuple(model.input.shape[1:3])
+        if None not in declared and declared != size:
+            raise ModelError(
+                f"model.image_size: '{folder.handle}' takes images of {declared[0]} by {declared[1]} pixels only. Leave it out."
+            )
+        images = dataclasses.replace(images, size=size)
+    origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
+    return Backbone(model, "image", "mean", images=images, head=head, origin=origin)
+
+
+def _from_saved_model(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:
+    if not config.pretrained or config.config or config.dropout is not None or config.attention_dropout is not None:
+        raise ModelError(
+            f"'{folder.handle}' is a SavedModel that runs its own graph: model.pretrained, model.config, model.dropout and "
+            "model.attention_dropout cannot change it. Leave them out."
+        )
+    try:
+        from kft.backbones.bridge import adapted
+    except ImportError:
+        raise ModelError(
+            f"'{folder.handle}' runs its own TensorFlow graph, and TensorFlow is not installed here. Type: "
+            'pip install "keras-finetune[tensorflow]"'
+        ) from None
+    if progress is not None:
+        progress.note(
+            f"{folder.handle} runs its own TensorFlow graph, which is a program: train it only if you trust it"
+        )
+    model, images = adapted.built(folder.path)
+    origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256, "folder": str(folder.path)}
+    if images is not None:
+        return Backbone(model, "image", "mean", images=images, origin=origin)
+    return Backbone(model, "text", _pooling(model, None), _tokenizer(config, folder.path), origin=origin)
+
+
+def _from_configuration(config: Model) -> Backbone:
+    model = keras_hub.from_configuration(config)
+    origin: dict[str, str | None] = {"handle": config.architecture, "format": "configuration", "sha256": None}
+    if isinstance(model.input, dict):
+        if config.tokenizer is None:
+            raise ModelError(f"{config.architecture} reads text: give model.tokenizer, a folder of tokenizer files.")
+        return Backbone(model, "text", _pooling(model, None), _tokenizer(config, None), origin=origin)
+    return Backbone(model, "image", "mean", images=keras_hub.images_of(model, None, config), origin=origin)
+
+
+def _tokenizer(config: Model, folder: Path | None) -> Tokenizer:
+    place = tokenizer_folder(config.tokenizer) if config.tokenizer is not None else folder
+    assert place is not None
+    return load_tokenizer(place)
+
+
+def _pooling(model: Any, folder: ModelFolder | None) -> str:
+    if folder is not None and _reads_mean(folder.path):
+        return "mean"
+    if any(type(model).__name__.startswith(name) for name in CAUSAL):
+        return "last"
+    output = model.output
+    return "pooled" if isinstance(output, dict) and "pooled_output" in output else "first"
+
+
+def _reads_mean(path: Path) -> bool:
+    """Says whether a sentence-transformers folder declares that its vectors are means over tokens."""
+    file = path / "1_Pooling" / "config.json"
+    return file.is_file() and bool(json.loads(file.read_text(encoding="utf8")).get("pooling_mode_mean_tokens"))
