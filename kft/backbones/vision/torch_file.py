@@ -22,7 +22,7 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 # (x - 127) / 128, as Lite's makers scale images.
 LITE = {"mean": [127 / 255] * 3, "std": [128 / 255] * 3}
 # Blocks in each of a ResNet's four stages, and whether these are bottlenecks; table 1 of arXiv:1512.03385.
-RESNETS = {
+RESNETS: dict[tuple[tuple[int, ...], bool], str] = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
     ((3, 4, 6, 3), True): "resnet50",
