@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,12 @@ HARD = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("KFT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of this module's own; TensorFlow takes seconds to read a SavedModel into it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KFT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def states(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
