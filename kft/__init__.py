@@ -19,23 +19,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_PLACES = {
-    **dict.fromkeys(
-        (
-            "Run",
-            "build_model",
-            "encode",
-            "load_backbone",
-            "load_data",
-            "load_run",
-            "published_classifier",
-            "run",
-            "use_backend",
-        ),
-        "kft.api",
-    ),
-    "KftError": "kft.errors",
-}
 __all__ = [
     "KftError",
     "Run",
@@ -49,6 +32,7 @@ __all__ = [
     "run",
     "use_backend",
 ]
+_PLACES = {name: "kft.errors" if name == "KftError" else "kft.api" for name in __all__ if name != "__version__"}
 
 
 def __getattr__(name: str) -> Any:
