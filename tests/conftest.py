@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import json
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import yaml
 
 # Before anything imports keras: it writes a configuration file into its home.
 _HOME = tempfile.mkdtemp(prefix="kft-tests-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ.setdefault("KERAS_HOME", str(Path(_HOME) / "keras"))
 os.environ.setdefault("KFT_CACHE", str(Path(_HOME) / "cache"))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -42,6 +45,13 @@ def backend() -> str:
     from kft import backend as backends
 
     return backends.activate(BACKEND)
+
+
+@pytest.fixture(scope="session")
+def once(backend: str) -> None:
+    """Skips a test of what no backend takes part in, but for the environment that has torch and TensorFlow."""
+    if backend != "torch":
+        pytest.skip("no backend takes part in it: it runs where torch is tested")
 
 
 @pytest.fixture(scope="session")

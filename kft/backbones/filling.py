@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable
 
-import numpy as np
-
+from kft.backbones import buffers, initial
 from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors
 from kft.errors import ModelError
@@ -44,7 +44,8 @@ def fill(
         raise ModelError(
             f"'{tensors.place}' has no weights for {_listed(missing)}. Give a folder with the whole model."
         )
-    for place in wanted:
+    # The largest first: it is in memory twice for a moment, when little else is there yet.
+    for place in sorted(wanted, key=lambda place: -math.prod(place.variable.shape)):
         taken.add(found[place.name])
         _assign(place, found[place.name], tensors)
     left = [
@@ -67,7 +68,7 @@ def _assign(place: Place, name: str, tensors: Tensors) -> None:
             f"'{tensors.place}': {name} has the shape {tuple(array.shape)}, but config.json asks for {place.published}. "
             "Weights and config.json are of different models."
         )
-    place.variable.assign(place.inward(np.asarray(cut, np.float32)))
+    place.variable.assign(initial.tensor(buffers.settled(place.inward(cut))))
 
 
 def _name(name: str, tensors: Tensors) -> str | None:

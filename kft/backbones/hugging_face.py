@@ -254,14 +254,14 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
     shape = changed(shape, config)
     if not config.pretrained:
         return _built(shape), None
-    with opened(folder.path) as tensors:
-        prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
-        shape = dataclasses.replace(shape, pooler=shape.pooler and f"{prefix}{family.names.pooler}.weight" in tensors)
-        with initial.undrawn():
-            model = _built(shape)
-        skipped = family.skipped(folder.config)
-        fill(model, shape, family, tensors, prefix, skipped, all_blocks="num_layers" not in config.config)
-        return model, head_of(folder.config, family.head, tensors)
+    tensors = opened(folder.path)
+    prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+    shape = dataclasses.replace(shape, pooler=shape.pooler and f"{prefix}{family.names.pooler}.weight" in tensors)
+    with initial.undrawn():
+        model = _built(shape)
+    skipped = family.skipped(folder.config)
+    fill(model, shape, family, tensors, prefix, skipped, all_blocks="num_layers" not in config.config)
+    return model, head_of(folder.config, family.head, tensors)
 
 
 def head_of(config: Mapping[str, Any], head: Head, tensors: Tensors) -> PublishedHead | None:

@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kft.backbones import buffers
+
 CUT = 0.87962566103423978  # deviation of a standard normal cut at two deviations
 
 
@@ -106,11 +108,31 @@ def _initializer(layer: Any, variable: Any) -> Any:
     )
 
 
+def tensor(array: np.ndarray, dtype: Any = None) -> Any:
+    """Returns an array as the backend's tensor, on a CPU in the same memory; the array is not to be written any more.
+
+    Args:
+        array: of `buffers`, whose memory a backend can take.
+        dtype: of the tensor; the array's where it is left out.
+    """
+    name, found = keras.backend.backend(), array
+    if name == "torch":
+        import torch
+
+        found = torch.from_numpy(array)
+    elif name == "tensorflow" and array.size:
+        import tensorflow
+
+        # Keras' own way copies twice.
+        found = tensorflow.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return keras.ops.convert_to_tensor(found, dtype)
+
+
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
     """Has layers that are made within begin at zero, not at random, which takes longer than reading what replaces it.
 
-    Only for models all of whose weights are filled then.
+    On a CPU the zeros take no memory before they are written. Only for models all of whose weights are filled then.
     """
     kinds = (
         keras.initializers.VarianceScaling,
@@ -118,10 +140,10 @@ def undrawn() -> Iterator[None]:
         keras.initializers.RandomUniform,
         keras.initializers.TruncatedNormal,
     )
-    zeros, drawing = keras.initializers.Zeros(), {kind: kind.__call__ for kind in kinds}
+    drawing = {kind: kind.__call__ for kind in kinds}
 
     def call(self: Any, shape: Any, dtype: Any = None, **kwargs: Any) -> Any:
-        return zeros(shape, dtype=dtype)
+        return tensor(buffers.untouched(tuple(shape)), dtype)
 
     try:
         for kind in kinds:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from kft.backbones import buffers
 from kft.errors import ModelError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Where the weights lie in a file that a training wrote.
 WITHIN = ("state_dict", "model", "model_state_dict")
 TORCH, TORCH_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+# The kinds of numbers in safetensors, as NumPy has them.
+KINDS = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 
 
 class Tensors:
@@ -44,27 +58,24 @@ class Tensors:
         return self._readers[name]()
 
 
-@contextmanager
-def opened(folder: Path) -> Iterator[Tensors]:
-    """Opens the weights of a folder in Hugging Face's layout.
+def opened(folder: Path) -> Tensors:
+    """Returns the weights of a folder in Hugging Face's layout.
 
     Raises:
         ModelError: if there are none, a part is missing or broken, or they are torch's and torch is not installed.
     """
-    with ExitStack() as stack:
-        if (folder / INDEX).is_file():
-            files = _parts(folder, INDEX)
-        else:
-            files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
-        if files:
-            yield Tensors(_safetensors(files, stack), folder)
-        elif (folder / TORCH_INDEX).is_file():
-            yield Tensors(_torch(_parts(folder, TORCH_INDEX)), folder)
-        elif (folder / TORCH).is_file():
-            yield Tensors(_torch([folder / TORCH]), folder)
-        else:
-            there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
-            raise ModelError(f"No weights in '{folder}' (there: {there}). Looked for {SINGLE}, {INDEX}, {TORCH}.")
+    if (folder / INDEX).is_file():
+        files = _parts(folder, INDEX)
+    else:
+        files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+    if files:
+        return Tensors(_safetensors(files), folder)
+    if (folder / TORCH_INDEX).is_file():
+        return Tensors(_torch(_parts(folder, TORCH_INDEX)), folder)
+    if (folder / TORCH).is_file():
+        return Tensors(_torch([folder / TORCH]), folder)
+    there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
+    raise ModelError(f"No weights in '{folder}' (there: {there}). Looked for {SINGLE}, {INDEX}, {TORCH}.")
 
 
 def _parts(folder: Path, index: str) -> list[Path]:
@@ -85,41 +96,33 @@ def _parts(folder: Path, index: str) -> list[Path]:
     return files
 
 
-def _safetensors(files: list[Path], stack: ExitStack) -> dict[str, Callable[[], np.ndarray]]:
+def _safetensors(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
     found: dict[str, Callable[[], np.ndarray]] = {}
     for file in files:
         try:
-            tensors = stack.enter_context(safe_open(file, framework="numpy"))
-            names = list(tensors.keys())
+            with safe_open(file, framework="numpy") as whole:  # sees to it that header and length fit
+                names = list(whole.keys())
         except SafetensorError as error:
             raise ModelError(f"'{file}' is broken or cut off ({error}). Get the file again.") from None
-        found |= {name: _reader(tensors, name, file) for name in names}
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        found |= {name: functools.partial(_stored, file, 8 + size, name, header[name]) for name in names}
     return found
 
 
-def _reader(tensors: Any, name: str, file: Path) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        try:
-            found: np.ndarray = tensors.get_tensor(name)
-        except TypeError:  # NumPy has no bfloat16 of its own
-            found = _bfloat16(file, name)
-        return found
+def _stored(file: Path, start: int, name: str, entry: Mapping[str, Any]) -> np.ndarray:
+    """Reads a tensor from where it lies; a file mapped into memory would count there as a whole.
 
-    return read
-
-
-def _bfloat16(file: Path, name: str) -> np.ndarray:
-    """Returns a bfloat16 tensor as float32: its bits are the upper half."""
+    Half precision of bfloat16, which NumPy does not have, comes as float32: its bits are the upper half.
+    """
+    if entry["dtype"] not in KINDS:
+        raise ModelError(f"'{file}': {name} is of type {entry['dtype']}, which cannot be read here.")
+    array = buffers.untouched(tuple(entry["shape"]), KINDS[entry["dtype"]])
     with file.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))[name]
-        if header["dtype"] != "BF16":
-            raise ModelError(f"'{file}': {name} is of type {header['dtype']}, which cannot be read here.")
-        begin, end = header["data_offsets"]
-        stream.seek(8 + size + begin)
-        halves = np.frombuffer(stream.read(end - begin), "<u2")
-    wide = halves.astype(np.uint32) << 16
-    return wide.view(np.float32).reshape(header["shape"])
+        stream.seek(start + entry["data_offsets"][0])
+        stream.readinto(array.reshape(-1).view(np.uint8))
+    return array if entry["dtype"] != "BF16" else (array.astype(np.uint32) << 16).view(np.float32)
 
 
 def torch_tensors(file: Path) -> Tensors:

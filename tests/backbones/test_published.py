@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,8 @@ def states(folder: Path) -> np.ndarray:
     return keras.ops.convert_to_numpy(found["sequence_output"] if isinstance(found, dict) else found)
 
 
-@pytest.fixture
-def google(backend: str, vocabulary: Path, tmp_path: Path) -> tuple[Path, Any]:
+@pytest.fixture(scope="module")
+def google(backend: str, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A tiny random BERT as Google published its own, and transformers' model with the same weights."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -79,8 +80,7 @@ def google(backend: str, vocabulary: Path, tmp_path: Path) -> tuple[Path, Any]:
         arrays[f"bert/{own}"] = array
         if own.endswith("/kernel"):
             arrays[f"bert/{own}/adam_m"] = np.zeros_like(array)
-    folder = tmp_path / "uncased_L-2"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("uncased_L-2")
     write(arrays, folder / "bert_model.ckpt")
     (folder / "bert_config.json").write_text(json.dumps(values), encoding="utf8")
     (folder / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
@@ -105,8 +105,9 @@ def test_googles_bert(
     assert tokenizer.tokenize(["THE film"]) == tokenizer.tokenize(["the film"])
 
 
-def test_a_folder_of_googles_that_is_not_whole(google: tuple[Path, Any]) -> None:
-    folder, _ = google
+@pytest.mark.usefixtures("once")
+def test_a_folder_of_googles_that_is_not_whole(google: tuple[Path, Any], tmp_path: Path) -> None:
+    folder = shutil.copytree(google[0], tmp_path / "copy")
     (folder / "vocab.txt").rename(folder / "words.txt")
     with pytest.raises(ModelError, match="lacks vocab.txt beside bert_config.json"):
         kft.load_backbone(str(folder))

@@ -82,17 +82,17 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         ) from None
     if not config.pretrained:
         return model, None
-    with opened(folder.path) as tensors:
-        prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
-        filling.fill(
-            family.places(model, folder.config),
-            tensors,
-            prefix,
-            lambda name: name.startswith(family.heads),
-            f"{folder.config['model_type']} model",
-        )
-        head = None if family.head is None else head_of(folder.config, family.head, tensors)
-        return model, head
+    tensors = opened(folder.path)
+    prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+    filling.fill(
+        family.places(model, folder.config),
+        tensors,
+        prefix,
+        lambda name: name.startswith(family.heads),
+        f"{folder.config['model_type']} model",
+    )
+    head = None if family.head is None else head_of(folder.config, family.head, tensors)
+    return model, head
 
 
 def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = None) -> None:

@@ -63,13 +63,13 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
     if not config.pretrained:
         return model, images, None
     head = str(_settings(folder.config).get("classifier") or "fc")
-    with opened(folder.path) as tensors:
-        if known:
-            found = list(efficientnet.places(model, shape))
-            filling.fill(found, tensors, "", lambda name: _is_beside(name, head), f"timm {architecture}")
-        else:
-            _all_placed(model, tensors, architecture, head)
-        return model, images, _published(tensors, folder.config, head, architecture, model)
+    tensors = opened(folder.path)
+    if known:
+        found = list(efficientnet.places(model, shape))
+        filling.fill(found, tensors, "", lambda name: _is_beside(name, head), f"timm {architecture}")
+    else:
+        _all_placed(model, tensors, architecture, head)
+    return model, images, _published(tensors, folder.config, head, architecture, model)
 
 
 def _keras_hub(folder: ModelFolder, config: Model, architecture: str) -> Any:
