@@ -12,7 +12,7 @@ from kft.backbones.backbone import SCALINGS, Backbone, Below, Images
 from kft.backbones.families.family import load as of_table
 from kft.backbones.folders import ModelFolder, locate, tokenizer_folder
 from kft.backbones.tokenizer import Tokenizer
-from kft.backbones.tokenizer import load as load_tokenizer
+from kft.backbones.tokenizer_files import load as load_tokenizer
 from kft.errors import ModelError
 from kft.progress import Progress
 from kft.recipe import Model

@@ -133,9 +133,9 @@ def test_a_preprocessor_gives_the_same_ids(backend: str, vocabulary: Path, tmp_p
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    from kft.backbones import tokenizer
+    from kft.backbones import tokenizer_files
 
-    mine = tokenizer.load(folder).engine.encode(HARD)
+    mine = tokenizer_files.load(folder).engine.encode(HARD)
     unknown = lines.index("[UNK]")
     # TensorFlow Text numbers what it does not know after the vocabulary.
     theirs = [[i if i < len(lines) + 8 else unknown for i in row] for row in json.loads(done.stdout)]
