@@ -48,7 +48,7 @@ def write_rows(file: pathlib.Path, rows: int, known: list[str], rng: random.Rand
 def work(file: str, vocabulary: str) -> dict:
     """Takes a file to batches in this process; returns seconds by step, the number of rows and the peak in bytes."""
     from kft import pipeline
-    from kft.backbones import tokenizer
+    from kft.backbones import tokenizer_files
     from kft.data import load
     from kft.data.batches import Batches, common_ladder
     from kft.recipe import Data
@@ -62,7 +62,7 @@ def work(file: str, vocabulary: str) -> dict:
         seconds[name], start = time.perf_counter() - start, time.perf_counter()
 
     data = Data(source=file, inputs=["text"], validation=0.1)
-    encoding = Encoding(data, tokenizer.load(pathlib.Path(vocabulary)))
+    encoding = Encoding(data, tokenizer_files.load(pathlib.Path(vocabulary)))
     step("tokenizer")
     splits = load(data, seed=0)
     step("load and split")

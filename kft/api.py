@@ -143,7 +143,7 @@ def published_classifier(backbone: Backbone) -> Any:
     from kft.tasks import heads
 
     head = backbone.head
-    if head is None:
+    if head is None or not head.labels:
         raise ModelError(f"'{backbone.origin.get('handle')}' was published without a head that kft reads.")
     name = {"image": "image_classification", "tokens": "token_classification"}.get(head.reads, "text_classification")
     # By number: names may occur twice, as ImageNet's do.

@@ -11,8 +11,7 @@ import numpy as np
 
 from kft import backend as backends
 from kft import pipeline, rundir
-from kft.backbones import folders
-from kft.backbones import tokenizer as tokenizers
+from kft.backbones import folders, tokenizer_files
 from kft.backbones.tokenizer import Tokenizer
 from kft.data import load as load_data
 from kft.data import sources
@@ -99,7 +98,7 @@ def _model(recipe: Recipe, found: Findings, progress: Progress) -> Tokenizer | N
             _weights(recipe, folder.path)
     if place is None or remote or TASKS.load(recipe.task).modality != "text":
         return None
-    return tokenizers.load(place)
+    return tokenizer_files.load(place)
 
 
 def _preset(handle: str, name: str, found: Findings) -> None:

@@ -51,18 +51,38 @@ class Images:
 
 
 @dataclass(frozen=True)
+class Below:
+    """The layers that a backbone's makers put below the last one of their own heads.
+
+    Attributes:
+        activation: of the dense layer, by Keras' name, or KerasHub's `gelu_approximate`.
+        bias: whether the dense layer has one.
+        everywhere: whether they stand on whatever a head reads, each token and means too; else on a text's first token only.
+        epsilon: of the normalization above the dense layer; None where there is none.
+        offset: whether the normalization has one.
+    """
+
+    activation: str = "tanh"
+    bias: bool = True
+    everywhere: bool = False
+    epsilon: float | None = None
+    offset: bool = False
+
+
+@dataclass(frozen=True)
 class PublishedHead:
     """A head that was published together with a backbone.
 
     Attributes:
-        reads: what it stands on: pooled, first or tokens; image, for the mean of an image's features.
-        labels: the names of its outputs, LABEL_0 and so on where nobody named them.
-        weights: kernel and bias by the layer's name: `logits`, and `head_dense` below it where it reads the first token.
+        reads: what it stands on: pooled, first, mean or tokens; image, for the mean of an image's features; any, for layers
+            that were published below a head for masked tokens, and go below any other.
+        labels: the names of its outputs, LABEL_0 and so on where nobody named them; none if its last layer is not read.
+        weights: by the layer's name, in Keras' order: `logits`, and `head_dense` and `head_norm` below it where it has them.
     """
 
-    reads: Literal["pooled", "first", "tokens", "image"]
+    reads: Literal["pooled", "first", "mean", "tokens", "image", "any"]
     labels: tuple[str, ...]
-    weights: dict[str, tuple[np.ndarray, np.ndarray]]
+    weights: dict[str, tuple[np.ndarray, ...]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +96,7 @@ class Backbone:
         tokenizer: for text, else None.
         images: for images, else None.
         head: what was published with it, or None.
-        first_activation: of the dense layer on the first token in its makers' own head.
+        below: what its makers put below the last layer of their own heads.
         origin: the handle, folder and digest it came from.
     """
 
@@ -86,7 +106,7 @@ class Backbone:
     tokenizer: Tokenizer | None = None
     images: Images | None = None
     head: PublishedHead | None = None
-    first_activation: str = "tanh"
+    below: Below = Below()
     origin: dict[str, str | None] = field(default_factory=dict)
 
     @property

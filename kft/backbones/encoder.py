@@ -155,7 +155,7 @@ def measures(model: Any) -> Encoder | None:
         groups=groups,
         repeated=len(found) // groups if groups else 1,
         epsilon=block.layer_norm_epsilon,
-        activation=_name_of(block.activation),
+        activation=activation_name(block.activation),
         dropout=layers["embeddings_dropout"].rate,
         attention_dropout=block._self_attention_layer._dropout_layer.rate,
         pooler="pooled_dense" in layers,
@@ -163,6 +163,7 @@ def measures(model: Any) -> Encoder | None:
     return shape if [layer.name for layer in found] == blocks(shape) else None
 
 
-def _name_of(activation: Any) -> str:
+def activation_name(activation: Any) -> str:
+    """Returns an activation's name in an `Encoder`, given the function that a layer has."""
     found = keras.activations.serialize(activation)
     return str(found if isinstance(found, str) else found["config"]).rpartition(">")[2]

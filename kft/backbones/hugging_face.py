@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
 
 from kft.backbones import encoder, filling, initial
-from kft.backbones.backbone import PublishedHead
+from kft.backbones.backbone import Below, PublishedHead
 from kft.backbones.encoder import Encoder
 from kft.backbones.folders import ModelFolder
 from kft.backbones.places import Names, places
@@ -92,13 +92,15 @@ class Head:
 
     Attributes:
         logits: the name of its last layer.
-        dense: that of a layer before it which reads the first token; empty where the head reads the pooler.
-        activation: of that layer, by Keras' name.
+        dense: that of a dense layer below it; empty where the head reads the pooler.
+        norm: that of a normalization between both; empty where there is none.
+        below: what these two are.
     """
 
     logits: str = "classifier"
     dense: str = ""
-    activation: str = "tanh"
+    norm: str = ""
+    below: Below = field(default_factory=Below)
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ FAMILIES = {
         BERT,
         _electra,
         ("discriminator_predictions.", "generator_", "classifier.", "qa_outputs.", "sequence_summary."),
-        Head("classifier.out_proj", "classifier.dense", "gelu"),
+        Head("classifier.out_proj", "classifier.dense", below=Below("gelu")),
     ),
     "albert": Family("albert.", ALBERT, _albert, ("predictions.", "sop_classifier.", "classifier.", "qa_outputs.")),
     "distilbert": Family(
@@ -223,10 +225,10 @@ FAMILIES = {
         DISTILBERT,
         _distilbert,
         ("vocab_", "pre_classifier.", "classifier.", "qa_outputs."),
-        Head(dense="pre_classifier", activation="relu"),
+        Head(dense="pre_classifier", below=Below("relu")),
     ),
 }
-KINDS = {"sequence": "ForSequenceClassification", "tokens": "ForTokenClassification"}
+KINDS = {"sequence": "ForSequenceClassification", "tokens": "ForTokenClassification", "any": "ForMaskedLM"}
 
 
 def family_of(folder: ModelFolder) -> Family | None:
@@ -261,34 +263,45 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         model = _built(shape)
     skipped = family.skipped(folder.config)
     fill(model, shape, family, tensors, prefix, skipped, all_blocks="num_layers" not in config.config)
-    return model, head_of(folder.config, family.head, tensors)
+    return model, head_of(folder.config, family.head, "first" if family.head.dense else "pooled", tensors)
 
 
-def head_of(config: Mapping[str, Any], head: Head, tensors: Tensors) -> PublishedHead | None:
+def published_name(activation: Any) -> str:
+    """Returns what `config.json` calls an activation, given its name in an `Encoder` or the function that a layer has."""
+    own = activation if isinstance(activation, str) else encoder.activation_name(activation)
+    return next(theirs for theirs, ours in ACTIVATIONS.items() if ours == own)
+
+
+def head_of(config: Mapping[str, Any], head: Head, reads: Any, tensors: Tensors) -> PublishedHead | None:
     """Returns the head of a published model for whole texts or for tokens, or None where it has none of these.
+
+    Of a head for masked tokens the layers below the last are returned, where the family's other heads begin with them too.
 
     Args:
         config: `config.json`, whose architecture says what the head is for.
         head: how that for a whole text is called.
+        reads: the pooling that that stands on.
         tensors: the weights.
     """
     architecture = str((config.get("architectures") or [""])[0])
-    kind = next((kind for kind, end in KINDS.items() if architecture.endswith(end)), None)
-    if kind is None:
-        return None
-    logits, dense = (head.logits, head.dense) if kind == "sequence" else ("classifier", "")
-    layers = {"logits": logits, **({"head_dense": dense} if dense else {})}
-    if any(f"{name}.{part}" not in tensors for name in layers.values() for part in ("weight", "bias")):
+    kind: Any = next((kind for kind, end in KINDS.items() if architecture.endswith(end)), "")
+    below = {"head_dense": head.dense, "head_norm": head.norm} if kind == "sequence" or head.below.everywhere else {}
+    layers = {"logits": {"sequence": head.logits, "tokens": "classifier"}.get(kind, ""), **below}
+    biased = {"logits": True, "head_dense": head.below.bias, "head_norm": head.below.offset}
+    names = {
+        layer: [f"{name}.weight", *([f"{name}.bias"] if biased[layer] else [])]
+        for layer, name in layers.items()
+        if name
+    }
+    if not kind or not names or any(part not in tensors for parts in names.values() for part in parts):
         return None
     weights = {
-        layer: (np.asarray(tensors[f"{name}.weight"], np.float32).T, np.asarray(tensors[f"{name}.bias"], np.float32))
-        for layer, name in layers.items()
+        layer: tuple(np.asarray(tensors[part], np.float32).T for part in parts) for layer, parts in names.items()
     }
     named = config.get("id2label") or {}
-    outputs = len(weights["logits"][1])
+    outputs = len(weights["logits"][1]) if "logits" in weights else 0
     labels = tuple(str(named.get(str(number), named.get(number, f"LABEL_{number}"))) for number in range(outputs))
-    reads: Literal["pooled", "first", "tokens"] = "tokens" if kind == "tokens" else "first" if dense else "pooled"
-    return PublishedHead(reads, labels, weights)
+    return PublishedHead(reads if kind == "sequence" else kind, labels, weights)
 
 
 def changed(shape: Encoder, config: Model) -> Encoder:

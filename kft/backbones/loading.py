@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kft.backbones import families, hugging_face, keras_hub
-from kft.backbones.backbone import SCALINGS, Backbone, Images
+from kft.backbones.backbone import SCALINGS, Backbone, Below, Images
 from kft.backbones.families.family import load as of_table
 from kft.backbones.folders import ModelFolder, locate, tokenizer_folder
 from kft.backbones.tokenizer import Tokenizer
-from kft.backbones.tokenizer import load as load_tokenizer
+from kft.backbones.tokenizer_files import load as load_tokenizer
 from kft.errors import ModelError
 from kft.progress import Progress
 from kft.recipe import Model
@@ -56,15 +56,15 @@ def _load(config: Model, progress: Progress | None) -> Backbone:
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
     if family is not None:
         model, head = hugging_face.load(folder, config, family)
-        tokenizer, activation = _tokenizer(config, folder.path), family.head.activation
-        return Backbone(model, "text", _pooling(model, folder), tokenizer, None, head, activation, origin)
+        tokenizer, below = _tokenizer(config, folder.path), family.head.below
+        return Backbone(model, "text", _pooling(model, folder), tokenizer, None, head, below, origin)
     if folder.format == "hugging_face" and (table := families.family_for(str(folder.config.get("model_type")))):
         model, head = of_table(folder, config, table)
         if not table.drawn:
             keras_hub.part_attention_dropout(model, config)
         pooling = "mean" if _reads_mean(folder.path) else table.pools(folder.config)
-        tokenizer, activation = _tokenizer(config, folder.path), table.head.activation if table.head else "tanh"
-        return Backbone(model, "text", pooling, tokenizer, None, head, activation, origin)
+        tokenizer, own = _tokenizer(config, folder.path), table.own_head(folder.config)
+        return Backbone(model, "text", pooling, tokenizer, None, head, own.below if own else Below(), origin)
     model = keras_hub.from_folder(folder, config)
     if isinstance(model.input, dict):
         return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import tokenizers
 
-from kft.backbones import saved_model
 from kft.data.encoded import Ragged
-from kft.errors import ModelError, unknown
+from kft.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -175,193 +173,17 @@ def read(folder: Path) -> Tokenizer:
     return Tokenizer(engine=engine, template=Template(**template), **values)
 
 
-def load(folder: Path) -> Tokenizer:
-    """Loads the tokenizer of a Hugging Face or KerasHub folder.
+def surround(inner: tokenizers.Tokenizer, single: str, pair: str) -> None:
+    """Has special tokens stand around texts.
 
     Args:
-        folder: has `tokenizer.json`, `vocab.txt`, `vocab.json` with `merges.txt`, a SentencePiece model, what KerasHub's
-            presets keep under `assets/tokenizer`, or a SavedModel with a vocabulary among its assets.
-
-    Raises:
-        ModelError: if there is none, it cannot be read, or it is of a kind kft does not know.
+        inner: knows the tokens.
+        single: what stands around a text, `$A`; a number after a colon is the segment of what stands before it, else 0.
+        pair: what stands around two texts, `$A` and `$B`.
     """
-    try:
-        return _load(folder)
-    except ModelError:
-        raise
-    except Exception as error:  # tokenizers raises nothing more special
-        raise ModelError(
-            f"Cannot read the tokenizer in '{folder}': {str(error).rstrip('.')}. Get its files again, or give "
-            "model.tokenizer, a folder that has them whole."
-        ) from None
-
-
-def _load(folder: Path) -> Tokenizer:
-    if saved_model.is_one(folder):
-        folder = saved_model.folder_for(folder) or folder
-    config = _json(folder / "tokenizer.json")
-    if "class_name" in config:
-        return _keras_hub(folder, config)
-    if "model" in config:
-        return _fast(FastEngine(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))), folder)
-    if (folder / "vocab.txt").exists():
-        lowercase = _json(folder / "tokenizer_config.json").get("do_lower_case", True)
-        return _word_piece(folder / "vocab.txt", bool(lowercase))
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        return _byte_pair(folder / "vocab.json", folder / "merges.txt")
-    for name, family in SENTENCE_PIECE_FILES.items():
-        if (folder / name).exists():
-            return _sentence_piece(folder / name, _family(folder) or family)
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
-    raise ModelError(
-        f"No tokenizer in '{folder}' (there: {found}). Expected tokenizer.json, vocab.txt, vocab.json with merges.txt, "
-        "or a SentencePiece model; or give model.tokenizer, a folder that has one."
-    )
-
-
-SENTENCE_PIECE_FILES = {"spiece.model": "albert", "sentencepiece.bpe.model": "xlm-roberta", "spm.model": "deberta-v2"}
-
-
-def _family(folder: Path) -> str:
-    return str(_json(folder / "config.json").get("model_type", ""))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"Cannot read '{file}': {error}.") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _digest(*parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else json.dumps(part, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _make(
-    engine: FastEngine | SentencePieceEngine, template: Template, pad: int, unk: int, prefix: str, *key: Any
-) -> Tokenizer:
-    return Tokenizer(engine, template, pad, unk, prefix, _digest(asdict(template), pad, unk, prefix, *key))
-
-
-def _fast(engine: FastEngine, folder: Path) -> Tokenizer:
-    template = _probe(engine.inner)
-    special = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
-    pad = _special(engine, special.get("pad_token"), ("[PAD]", "<pad>", "<|endoftext|>"))
-    unk = _special(engine, special.get("unk_token"), ("[UNK]", "<unk>", "<|endoftext|>"))
-    prefix = " " if "ByteLevel" in str(engine.inner.pre_tokenizer) else ""
-    return _make(engine, template, pad, unk, prefix, engine.inner.to_str())
-
-
-def _special(engine: FastEngine | SentencePieceEngine, named: Any, usual: Sequence[str]) -> int:
-    name = named.get("content") if isinstance(named, dict) else named
-    for token in (name, *usual):
-        found = engine.id(token) if token else None
-        if found is not None:
-            return found
-    return 0
-
-
-def _probe(inner: tokenizers.Tokenizer) -> Template:
-    """Reads the template off an encoded pair: what belongs to neither text is special."""
-    pair = inner.encode("a", "b")
-    owners = pair.sequence_ids
-    first = [i for i, owner in enumerate(owners) if owner == 0]
-    second = [i for i, owner in enumerate(owners) if owner == 1]
-    if not first or not second:
-        return Template()
-    middle = range(first[-1] + 1, second[0])
-    return Template(
-        prefix=tuple(pair.ids[: first[0]]),
-        between=tuple(pair.ids[i] for i in middle),
-        suffix=tuple(pair.ids[second[-1] + 1 :]),
-        between_first=sum(pair.type_ids[i] == 0 for i in middle),
-        segments=pair.type_ids[second[0]] == 1,
-    )
-
-
-def _word_piece(file: Path, lowercase: bool) -> Tokenizer:
-    engine = FastEngine(tokenizers.BertWordPieceTokenizer(str(file), lowercase=lowercase)._tokenizer)
-    ids = [engine.id(token) for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]")]
-    if None in ids:
-        raise ModelError(f"The vocabulary '{file}' lacks one of [CLS], [SEP], [PAD], [UNK].")
-    start, end, pad, unk = (found or 0 for found in ids)
-    return _make(engine, Template((start,), (end,), (end,), 1, True), pad, unk, "", engine.inner.to_str())
-
-
-def _byte_pair(vocabulary: Path, merges: Path) -> Tokenizer:
-    engine = FastEngine(tokenizers.ByteLevelBPETokenizer(str(vocabulary), str(merges))._tokenizer)
-    start, end = engine.id("<s>"), engine.id("</s>")
-    template = Template() if start is None or end is None else Template((start,), (end, end), (end,), 1)
-    usual = ("<pad>", "<|endoftext|>")
-    pad, unk = _special(engine, None, usual), _special(engine, None, ("<unk>", "<|endoftext|>"))
-    special = [t for t in ("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|endoftext|>") if engine.id(t) is not None]
-    engine.inner.add_special_tokens(special)
-    return _make(engine, template, pad, unk, " ", engine.inner.to_str())
-
-
-def _sentence_piece(file: Path, family: str) -> Tokenizer:
-    key = file.read_bytes()
-    if family in ("xlm-roberta", "xlm_roberta"):
-        engine = SentencePieceEngine(file, shift=1)
-        return _make(engine, Template((0,), (2, 2), (2,), 1), 1, 3, "", key, family)
-    engine = SentencePieceEngine(file)
-    start, end = engine.id("[CLS]"), engine.id("[SEP]")
-    pad = _special(engine, None, ("[PAD]", "<pad>"))
-    unk = engine.inner.unk_id()
-    if start is None or end is None:
-        stop = engine.id("</s>")
-        ends = () if stop is None else (stop,)
-        between, first = (ends, len(ends)) if family in ("t5", "mt5") else ((), 0)
-        return _make(engine, Template((), between, ends, first), pad, unk, "", key, family)
-    return _make(engine, Template((start,), (end,), (end,), 1, True), pad, unk, "", key, family)
-
-
-def _keras_hub(folder: Path, config: dict[str, Any]) -> Tokenizer:
-    name = str(config["class_name"])
-    assets = folder / "assets" / "tokenizer"
-    if name not in KERAS_HUB:
-        raise ModelError(
-            unknown("KerasHub tokenizer", name, KERAS_HUB, "Give model.tokenizer, a folder with tokenizer.json.")
-        )
-    return KERAS_HUB[name](assets, config.get("config", {}))
-
-
-def _asset(assets: Path, name: str) -> Path:
-    file = assets / name
-    if not file.is_file():
-        raise ModelError(
-            f"The tokenizer of the KerasHub preset has no file '{file}'. Get the preset again, or give model.tokenizer, "
-            "a folder that has one."
-        )
-    return file
-
-
-def _hub_word_piece(assets: Path, config: dict[str, Any]) -> Tokenizer:
-    return _word_piece(_asset(assets, "vocabulary.txt"), bool(config.get("lowercase", False)))
-
-
-def _hub_byte_pair(assets: Path, config: dict[str, Any]) -> Tokenizer:
-    return _byte_pair(_asset(assets, "vocabulary.json"), _asset(assets, "merges.txt"))
-
-
-def _hub_sentence_piece(family: str) -> Callable[[Path, dict[str, Any]], Tokenizer]:
-    return lambda assets, config: _sentence_piece(_asset(assets, "vocabulary.spm"), family)
-
-
-KERAS_HUB: dict[str, Callable[[Path, dict[str, Any]], Tokenizer]] = {
-    **dict.fromkeys(("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"), _hub_word_piece),
-    **dict.fromkeys(("RobertaTokenizer", "GPT2Tokenizer", "BartTokenizer", "OPTTokenizer"), _hub_byte_pair),
-    "AlbertTokenizer": _hub_sentence_piece("albert"),
-    "DebertaV3Tokenizer": _hub_sentence_piece("deberta"),
-    "FNetTokenizer": _hub_sentence_piece("fnet"),
-    "XLMRobertaTokenizer": _hub_sentence_piece("xlm_roberta"),
-}
+    around = {part.partition(":")[0] for part in pair.split()} - {"$A", "$B"}
+    tokens = [(token, inner.token_to_id(token)) for token in sorted(around)]
+    inner.post_processor = tokenizers.processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
 
 
 def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:

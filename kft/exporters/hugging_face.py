@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from kft import rundir
 from kft.backbones import encoder
 from kft.backbones.encoder import Encoder
-from kft.backbones.hugging_face import ACTIVATIONS, FAMILIES, Family
+from kft.backbones.hugging_face import FAMILIES, Family, published_name
 from kft.backbones.places import places
 from kft.backbones.tokenizer import FastEngine, Template
 from kft.errors import ModelError
@@ -107,7 +107,7 @@ def _encoder(run: Finished, inner: Sequence[Any]) -> tuple[Any, Encoder, str]:
     if shape is None or name not in FAMILIES:
         raise ModelError(
             f"The backbone '{name}' cannot be exported to transformers yet. Allowed: {', '.join(sorted(FAMILIES))}, loaded "
-            "from a folder in Hugging Face's layout, and deberta-v3, gpt2, llama."
+            "from a folder in Hugging Face's layout, and deberta-v3, gpt2, llama, modernbert."
         )
     return inner[0], shape, name
 
@@ -166,8 +166,7 @@ def _config(run: Finished, found: Leaving) -> dict[str, Any]:
 
 
 def _fields(run: Finished, shape: Encoder, name: str) -> dict[str, Any]:
-    back = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    activation = back[shape.activation]
+    activation = published_name(shape.activation)
     found: dict[str, Any] = {
         "vocab_size": shape.vocabulary_size,
         "max_position_embeddings": shape.positions + _skipped(run, FAMILIES[name]),

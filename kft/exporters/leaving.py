@@ -1,4 +1,4 @@
-"""Models of KerasHub's own classes under the names transformers has for them. Import after `backend.activate`."""
+"""Models of KerasHub's own classes, and ModernBERT, under the names transformers has for them. Import after `backend.activate`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from kft.backbones.families import deberta
+from kft.backbones.families import deberta, modernbert
 from kft.backbones.families.family import dense, norm
+from kft.backbones.hugging_face import published_name
 from kft.backbones.places import Place
+from kft.backbones.tokenizer import Template
 from kft.errors import ModelError
 from kft.exporters.exported import Finished
 
@@ -48,8 +50,14 @@ def head(layer: Any, name: str) -> dict[str, np.ndarray]:
 
 
 def known(inner: Any) -> bool:
-    """Says whether a backbone is of a class that this module has names for."""
-    return type(inner).__name__ in MAKERS
+    """Says whether a backbone is one that this module has names for."""
+    return _kind(inner) in MAKERS
+
+
+def _kind(inner: Any) -> str:
+    """Returns a backbone's class, or where it is a plain graph its name."""
+    name = type(inner).__name__
+    return str(inner.name) if name == "Functional" else name
 
 
 def leaving(run: Finished, inner: Any) -> Leaving:
@@ -57,12 +65,12 @@ def leaving(run: Finished, inner: Any) -> Leaving:
 
     Args:
         run: what is handed on.
-        inner: its backbone, of a class that is `known`.
+        inner: its backbone, which is `known`.
 
     Raises:
         ModelError: if transformers' class reads another part of a text than the model does.
     """
-    return MAKERS[type(inner).__name__](run, inner)
+    return MAKERS[_kind(inner)](run, inner)
 
 
 def _layers(run: Finished) -> dict[str, Any]:
@@ -106,6 +114,34 @@ def _deberta(run: Finished, inner: Any) -> Leaving:
     }
     fields["vocab_size"] = inner.vocabulary_size
     return Leaving("deberta-v2", "DebertaV2", tensors, fields, inner.max_sequence_length, segments=False)
+
+
+def _modernbert(run: Finished, inner: Any) -> Leaving:
+    layers, parts = _layers(run), dict[str, list[np.ndarray]]()
+    if "head_norm" not in layers or not layers["logits"].use_bias:
+        raise ModelError(
+            "transformers' ModernBert classes read the first token or the mean through a dense layer and a normalization, and "
+            "this model does not. Train with model.pooling=first."
+        )
+    for place in modernbert.places(inner, {}):
+        parts.setdefault(f"model.{place.name}", []).append(value(place))
+    tensors = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    tensors |= head(layers["head_dense"], "head.dense") | head(layers["logits"], "classifier")
+    for variable, part in zip(layers["head_norm"].weights, ("weight", "bias"), strict=False):
+        tensors[f"head.norm.{part}"] = value(Place(variable, ""))
+    template = run.encoding.tokenizer.template if run.encoding.tokenizer is not None else Template()
+    start, end = next(iter(template.prefix), None), next(iter(template.suffix), None)
+    positions = max(8192, run.encoding.sequence_length)  # its graph does not know how many there may be
+    fields = {
+        **modernbert.measures(inner),
+        "max_position_embeddings": positions,
+        "classifier_pooling": "mean" if "mean_pooling" in layers else "cls",
+        "classifier_bias": layers["head_dense"].use_bias,
+        "classifier_activation": published_name(layers["head_dense"].activation),
+        **dict.fromkeys(("bos_token_id", "cls_token_id"), start),
+        **dict.fromkeys(("eos_token_id", "sep_token_id"), end),
+    }
+    return Leaving("modernbert", "ModernBert", tensors, fields, positions, segments=False)
 
 
 def _gpt2(run: Finished, inner: Any) -> Leaving:
@@ -209,4 +245,5 @@ MAKERS = {
     "GPT2Backbone": _gpt2,
     "LlamaBackbone": _llama,
     "Llama3Backbone": _llama,
+    "modernbert": _modernbert,
 }

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 from kft.backbones import fused, initial
-from kft.backbones.backbone import Backbone, Images, PublishedHead
+from kft.backbones.backbone import Backbone, Below, Images, PublishedHead
 from kft.errors import ModelError, listed
 from kft.progress import Progress
 from kft.recipe import Augmentation
@@ -69,9 +69,11 @@ def build(
         features = backbone.model(inputs)
         if task.head == "sequence":
             reads = backbone.pooling if pooling == "auto" else pooling
-            features = pool(features, inputs, reads, backbone.first_activation)
+            features = pool(features, inputs, reads)
         else:
             features = features["sequence_output"] if isinstance(features, dict) else features
+        if reads == "first" or backbone.below.everywhere:
+            features = _below(features, backbone.below)
     features = keras.layers.Dropout(dropout, name="head_dropout", seed=seed)(features)
     # On a decoder's last token without bias, as the heads are that are published with them.
     last = keras.layers.Dense(
@@ -89,6 +91,8 @@ def build(
 
 def _fate(head: PublishedHead, kept: Sequence[str], reads: str, target: Target) -> str:
     """Says what became of a published head."""
+    if kept and not head.labels:
+        return "the last layer is fresh; the published head for masked tokens goes on being trained below it"
     if "logits" in kept:
         return "the published head goes on being trained: its labels are the data's"
     if head.reads != reads:
@@ -105,7 +109,7 @@ def _kernel(task: Task) -> Any:
 def keep_published(model: Any, backbone: Backbone, target: Target, reads: str) -> list[str]:
     """Puts the head that was published with a backbone into a model that reads the same part of it.
 
-    The layer on the first token is kept whatever the labels are. The last one is kept where its labels are the target's, in
+    The layers below the last one are kept whatever the labels are. That one is kept where its labels are the target's, in
     whichever order, or where nobody has named them and there are as many.
 
     Args:
@@ -118,14 +122,17 @@ def keep_published(model: Any, backbone: Backbone, target: Target, reads: str) -
         The names of the layers that are no longer random.
     """
     head = backbone.head
-    if head is None or head.reads != reads:
+    if head is None or head.reads not in (reads, "any"):
         return []
     kept, layers = [], {layer.name: layer for layer in head_layers(model, backbone)}
-    for name, (kernel, bias) in head.weights.items():
-        order = _order(head.labels, target) if name == "logits" else list(range(len(bias)))
-        if order is not None and tuple(layers[name].kernel.shape) == (kernel.shape[0], len(order)):
-            layers[name].kernel.assign(kernel[:, order])
-            layers[name].bias.assign(bias[order])
+    for name, arrays in head.weights.items():
+        order = _order(head.labels, target) if name == "logits" else slice(None)
+        if order is None:
+            continue
+        values, variables = [array[..., order] for array in arrays], layers[name].weights
+        if [value.shape for value in values] == [tuple(variable.shape) for variable in variables]:
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
             kept.append(name)
     return kept
 
@@ -145,11 +152,8 @@ def head_layers(model: Any, backbone: Backbone) -> list[Any]:
     return [layer for layer in model.layers if layer is not backbone.model]
 
 
-def pool(features: Any, inputs: dict[str, Any], pooling: str, activation: str = "tanh") -> Any:
-    """Returns one vector a text, shape (batch, width).
-
-    `first` puts a new dense layer on the first token, with tanh as BERT's pooler has it or the activation that the
-    backbone's makers chose; `pooled` takes the backbone's own.
+def pool(features: Any, inputs: dict[str, Any], pooling: str) -> Any:
+    """Returns one vector a text, shape (batch, width): of its first or last token, their mean, or what the pooler gives.
 
     Raises:
         ModelError: if the backbone has no pooler and one is asked for.
@@ -169,7 +173,17 @@ def pool(features: Any, inputs: dict[str, Any], pooling: str, activation: str = 
             )
         position = keras.ops.sum(mask, axis=1, keepdims=True) - 1
         return keras.ops.squeeze(keras.ops.take_along_axis(tokens, position[:, :, None], axis=1), axis=1)
-    return keras.layers.Dense(tokens.shape[-1], activation=activation, name="head_dense")(tokens[:, 0, :])
+    return tokens[:, 0, :]
+
+
+def _below(features: Any, below: Below) -> Any:
+    """Puts new layers on what a head reads: a dense one with tanh, as BERT's pooler is, or what the backbone's makers chose."""
+    activation = keras.saving.get_registered_object(f"keras_hub>{below.activation}") or below.activation
+    width = features.shape[-1]
+    x = keras.layers.Dense(width, activation=activation, use_bias=below.bias, name="head_dense")(features)
+    if below.epsilon is None:
+        return x
+    return keras.layers.LayerNormalization(epsilon=below.epsilon, center=below.offset, name="head_norm")(x)
 
 
 def _image_features(backbone: Backbone, augmentation: Augmentation, size: tuple[int, int] | None) -> tuple[Any, Any]:

@@ -176,12 +176,12 @@ def test_a_quantized_llama_is_trained(llama: Any, tiny: dict, backend: str, tmp_
 def test_the_tokenizer_gives_the_ids_of_transformers(llama: Any, tmp_path: Path) -> None:
     import transformers
 
-    from kft.backbones import tokenizer
+    from kft.backbones import tokenizer_files
 
     file = write(llama, tmp_path / "model.gguf")
     folder = folders.locate(str(file)).path
     other = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    mine = tokenizer.load(folder).engine.encode(HARD)
+    mine = tokenizer_files.load(folder).engine.encode(HARD)
     assert mine == [other(text, add_special_tokens=False)["input_ids"] for text in HARD]
     tokens, _ = vocabulary(283)
     assert "".join(tokens[i] for i in mine[1]) == "12Ġ345Ġnumbers"

@@ -138,11 +138,11 @@ def test_a_preprocessor_gives_the_same_ids(vocabulary: Path, tmp_path: Path) -> 
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    from kft.backbones import tokenizer
+    from kft.backbones import tokenizer_files
 
     unknown = lines.index("[UNK]")
     for case, ids in json.loads(done.stdout).items():
-        mine = tokenizer.load(Path(f"{folder}{case}")).engine.encode(HARD)
+        mine = tokenizer_files.load(Path(f"{folder}{case}")).engine.encode(HARD)
         # TensorFlow Text numbers what it does not know after the vocabulary.
         assert mine == [[i if i < len(lines) + 8 else unknown for i in row] for row in ids], case
         assert len({tuple(row) for row in mine}) > 5

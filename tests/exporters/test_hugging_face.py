@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ FAMILIES = (
     "deberta-v2",
     "gpt2",
     "llama",
+    "modernbert",
 )
 DEBERTA = {
     "relative_attention": True,
@@ -42,17 +44,28 @@ DEBERTA = {
     "pos_att_type": ["p2c", "c2p"],
     "type_vocab_size": 0,
 }
+MODERNBERT = {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "local_attention": 6,
+    "norm_eps": 1e-3,
+    "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": base}
+        for kind, base in (("full_attention", 50.0), ("sliding_attention", 20.0))
+    },
+    **dict.fromkeys(("pad_token_id", "eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 0),
+}
 LATE_PADDING = ("roberta", "xlm-roberta", "camembert")  # these count positions from the padding's id on
 
 
 @pytest.fixture
-def preset(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[[str], Path]:
+def preset(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[..., Path]:
     """Makes the folder of a tiny random model of a family, as its makers would publish it."""
     torch = pytest.importorskip("torch")
     t = pytest.importorskip("transformers")
     words = (vocabulary / "vocab.txt").read_text(encoding="utf8").split()
 
-    def make(family: str) -> Path:
+    def make(family: str, **changes: Any) -> Path:
         common = {"vocab_size": len(words), "max_position_embeddings": 40}
         late = {"type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}
         config = {
@@ -64,6 +77,7 @@ def preset(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[[str], Pa
             "albert": lambda: t.AlbertConfig(**common, **SIZES, embedding_size=8),
             "distilbert": lambda: t.DistilBertConfig(**common, dim=16, n_layers=2, n_heads=2, hidden_dim=32),
             "deberta-v2": lambda: t.DebertaV2Config(**common, **SIZES, **DEBERTA),
+            "modernbert": lambda: t.ModernBertConfig(**{**common, **SIZES, **MODERNBERT, **changes}),
             "gpt2": lambda: t.GPT2Config(vocab_size=len(words), n_positions=40, n_embd=16, n_layer=2, n_head=2),
             "llama": lambda: t.LlamaConfig(
                 **common, **SIZES, num_key_value_heads=1, rms_norm_eps=1e-3, rope_theta=99.0
@@ -154,7 +168,33 @@ def test_transformers_gives_the_same_logits(preset: Callable[[str], Path], famil
     np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_modernbert_with_every_bias_that_reads_the_mean(preset: Callable[..., Path], tmp_path: Path) -> None:
+    import keras
+    import torch
+    import transformers
+
+    from kft.exporters.hugging_face import write
+
+    biases = dict.fromkeys(("norm_bias", "mlp_bias", "attention_bias", "classifier_bias"), True)
+    acts = {"hidden_activation": "gelu_new", "classifier_activation": "relu"}
+    run = finished(
+        preset("modernbert", **biases, **acts), "text_classification", ("bad", "good"), pooling="mean", dropout=0.0
+    )
+    run.model.save(tmp_path / "model.keras")  # a run folder's model has been saved and loaded
+    loaded = dataclasses.replace(run, model=keras.saving.load_model(tmp_path / "model.keras"))
+    write(loaded, tmp_path / "out")
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert model.config.classifier_pooling == "mean" and model.config.local_attention == 6
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        theirs = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).logits.numpy()
+    np.testing.assert_allclose(theirs, logits(run, [TEXTS])[0], atol=1e-4)
+    last = finished(tmp_path / "preset", "text_classification", ("bad", "good"), pooling="last")
+    with pytest.raises(ModelError, match="ModernBert classes read the first token or the mean"):
+        write(last, tmp_path / "last")
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])
 def test_taggers_too(preset: Callable[[str], Path], family: str, tmp_path: Path) -> None:
     import torch
     import transformers

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import transformers
 
-from kft.backbones import tokenizer as tokenizers_
+from kft.backbones import tokenizer_files
 from kft.backbones.tokenizer import Tokenizer
 from kft.data.encoded import Encoded, Ragged
 from kft.data.table import Splits, Table
@@ -24,7 +24,7 @@ DATA = Data(source="x", target="tags")
 
 @pytest.fixture(scope="module")
 def tokenizer(vocabulary: Path) -> Tokenizer:
-    return tokenizers_.load(vocabulary)
+    return tokenizer_files.load(vocabulary)
 
 
 def sentences(count: int, most: int = 60, seed: int = 0) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kft.backbones.backbone import Below
 from kft.backbones.families.family import Family, dense, norm, refuse
 from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place
@@ -73,5 +74,5 @@ FAMILY = Family(
     prefix="deberta.",
     heads=("pooler.", "classifier.", "qa_outputs.", "cls.", "lm_predictions.", "mask_predictions."),
     # The pooler that its makers' classification reads: a dense layer with GELU on the first token.
-    head=Head(dense="pooler.dense", activation="gelu"),
+    head=Head(dense="pooler.dense", below=Below("gelu")),
 )

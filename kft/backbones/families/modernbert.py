@@ -12,10 +12,11 @@ from typing import Any
 import keras
 import keras_hub
 
+from kft.backbones.backbone import Below
 from kft.backbones.families import drawn
 from kft.backbones.families.family import Family
 from kft.backbones.families.phi3 import rows
-from kft.backbones.hugging_face import ACTIVATIONS
+from kft.backbones.hugging_face import ACTIVATIONS, Head, published_name
 from kft.backbones.places import Place
 from kft.errors import ModelError, unknown
 
@@ -75,7 +76,7 @@ def modernbert(
     for number, kind in enumerate(layer_types):
         start = f"block_{number}"
         hidden = norm(x, f"{start}_attention_layer_norm") if number else x
-        turn = keras_hub.layers.RotaryEmbedding(max_wavelength=wavelengths[kind], name=f"{start}_rotary_embedding")
+        turn = keras_hub.layers.RotaryEmbedding(max_wavelength=wavelengths[kind], name=f"{start}_rotary_{kind}")
         more = drawn.attention(
             (hidden, hidden, hidden),
             masks[kind],
@@ -105,9 +106,6 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the activation is unknown, or rotary frequencies are scaled.
     """
-    activation = str(config.get("hidden_activation", "gelu"))
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("hidden_activation in config.json", activation, ACTIVATIONS))
     every = config.get("global_attn_every_n_layers", 3)
     usual = [NEAR if number % every else FULL for number in range(config["num_hidden_layers"])]
     return {
@@ -121,7 +119,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": config.get("mlp_dropout", 0.0),
         "embedding_dropout": config.get("embedding_dropout", 0.0),
         "attention_dropout": config.get("attention_dropout", 0.0),
-        "activation": ACTIVATIONS[activation],
+        "activation": _activation(config, "hidden_activation"),
         "layer_norm_epsilon": config.get("norm_eps", 1e-5),
         "biases": {
             "attention": bool(config.get("attention_bias")),
@@ -129,6 +127,13 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             "norm": bool(config.get("norm_bias")),
         },
     }
+
+
+def _activation(config: Mapping[str, Any], field: str) -> str:
+    name = str(config.get(field, "gelu"))
+    if name not in ACTIVATIONS:
+        raise ModelError(unknown(f"{field} in config.json", name, ACTIVATIONS))
+    return ACTIVATIONS[name]
 
 
 def _wavelength(config: Mapping[str, Any], kind: str) -> float:
@@ -162,6 +167,42 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
     yield from _norm(found["final_layer_norm"], "final_norm")
 
 
+def measures(model: Any) -> dict[str, Any]:
+    """Returns what `config.json` says of a model that `modernbert` built or a run folder gave back."""
+    found = {layer.name: layer for layer in model.layers}
+    # A block's kind stands in a name, block_3_rotary_full_attention.
+    rotary = {int(name.split("_")[1]): name for name in found if "_rotary_" in name}
+    kinds = [rotary[number].partition("_rotary_")[2] for number in sorted(rotary)]
+    bases = {name.partition("_rotary_")[2]: float(found[name].max_wavelength) for name in rotary.values()}
+    return {
+        "vocab_size": found["token_embedding"].input_dim,
+        "hidden_size": found["token_embedding"].output_dim,
+        "intermediate_size": found["block_0_intermediate"].units,
+        "num_hidden_layers": len(kinds),
+        "num_attention_heads": found["block_0_attention_query"].kernel.shape[1],
+        "hidden_activation": published_name(found["block_0_intermediate"].activation),
+        "layer_types": kinds,
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": bases.get(kind, base)}
+            for kind, (_, base) in WAVELENGTHS.items()
+        },
+        "local_attention": 2 * _window(model),
+        "norm_eps": found["final_layer_norm"].epsilon,
+        "norm_bias": found["final_layer_norm"].center,
+        "attention_bias": found["block_0_attention_query"].bias is not None,
+        "mlp_bias": found["block_0_intermediate"].use_bias,
+        "embedding_dropout": found["embeddings_dropout"].rate,
+        "attention_dropout": found["block_0_attention_dropout"].rate,
+        "mlp_dropout": found["block_0_dropout"].rate,
+    }
+
+
+def _window(model: Any) -> int:
+    """Returns how many tokens away a near token may be, which stands in the graph alone."""
+    compared = [one for one in model.operations if type(one).__name__ == "LessEqual"]
+    return int(compared[0]._inbound_nodes[0].arguments.args[1]) if compared else 64
+
+
 def _part(layer: Any, name: str, part: int, size: int) -> Iterator[Place]:
     """Gives the weights of a layer that lie with others in one tensor, one below the other."""
     cut = rows(part * size, (part + 1) * size)
@@ -186,11 +227,24 @@ def _pooling(config: Mapping[str, Any]) -> str:
     return "mean" if config.get("classifier_pooling") == "mean" else "first"
 
 
+def _head(config: Mapping[str, Any]) -> Head:
+    """The head of pretraining, with a new last layer, on one token or on the mean."""
+    below = Below(
+        _activation(config, "classifier_activation"),
+        bias=bool(config.get("classifier_bias")),
+        everywhere=True,
+        epsilon=config.get("norm_eps", 1e-5),
+        offset=bool(config.get("norm_bias")),
+    )
+    return Head(dense="head.dense", norm="head.norm", below=below)
+
+
 FAMILY = Family(
     backbone=modernbert,
     arguments=arguments,
     places=places,
     prefix="model.",
     heads=("head.", "decoder.", "classifier.", "qa_outputs."),
+    head=_head,
     pooling=_pooling,
 )
