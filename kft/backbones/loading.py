@@ -63,8 +63,9 @@ def _load(config: Model, progress: Progress | None) -> Backbone:
         if not table.drawn:
             keras_hub.part_attention_dropout(model, config)
         pooling = "mean" if _reads_mean(folder.path) else table.pools(folder.config)
-        tokenizer, activation = _tokenizer(config, folder.path), table.head.activation if table.head else "tanh"
-        return Backbone(model, "text", pooling, tokenizer, None, head, activation, origin)
+        tokenizer, own = _tokenizer(config, folder.path), table.published(folder.config)
+        activation = own.activation if own else "tanh"
+        return Backbone(model, table.modality, pooling, tokenizer, None, head, activation, origin)
     model = keras_hub.from_folder(folder, config)
     if isinstance(model.input, dict):
         return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)

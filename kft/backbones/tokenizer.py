@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tokenizers
 
-from kft.backbones import saved_model
+from kft.backbones import engines, saved_model
+from kft.backbones.engines import Engine, FastEngine, SentencePieceEngine, WordEngine
 from kft.data.encoded import Ragged
 from kft.errors import ModelError, unknown
 
@@ -29,6 +29,7 @@ class Template:
         suffix: ids after the last text.
         between_first: how many of `between` belong to the first text's segment.
         segments: whether the second text has segment id 1 (else all are 0).
+        apart: how many tokens at the end of `suffix` have segment id 2.
     """
 
     prefix: tuple[int, ...] = ()
@@ -36,81 +37,25 @@ class Template:
     suffix: tuple[int, ...] = ()
     between_first: int = 0
     segments: bool = False
+    apart: int = 0
 
     def overhead(self, texts: int) -> int:
         """Returns how many special tokens stand around so many texts."""
         return len(self.prefix) + len(self.suffix) + (len(self.between) if texts == 2 else 0)
 
+    def segment_starts(self, second: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Returns where rows' segments but the first one start.
 
-class Engine(Protocol):
-    """What turns strings into ids."""
+        Args:
+            second: where each row's second text starts; its length where it has none, shape (rows,).
+            lengths: of the rows, in tokens.
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, with no special tokens."""
-
-    def save(self, folder: Path) -> None:
-        """Writes its files into a folder."""
-
-
-class FastEngine:
-    """The `tokenizers` library; its file is `tokenizer.json`."""
-
-    kind = "tokenizers"
-
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
-        inner.no_truncation()
-        inner.no_padding()
-        self.inner = inner
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, with no special tokens."""
-        return [found.ids for found in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json`."""
-        self.inner.save(str(folder / "tokenizer.json"))
-
-    def id(self, token: str) -> int | None:
-        """Returns a token's id, or None."""
-        found: int | None = self.inner.token_to_id(token)
-        return found
-
-
-class SentencePieceEngine:
-    """The `sentencepiece` library; its file is `sentencepiece.model`.
-
-    Attributes:
-        shift: added to each id; XLM-RoBERTa keeps ids that the model file does not know of.
-    """
-
-    kind = "sentencepiece"
-
-    def __init__(self, file: Path, shift: int = 0) -> None:
-        try:
-            import sentencepiece
-        except ImportError:
-            raise ModelError(
-                f"The tokenizer '{file.name}' needs sentencepiece, not installed here. Type: pip install sentencepiece"
-            ) from None
-        self.file, self.shift = file, shift
-        self.inner = sentencepiece.SentencePieceProcessor(model_file=str(file))
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, with no special tokens."""
-        found: list[list[int]] = self.inner.encode(list(texts), out_type=int)
-        if not self.shift:
-            return found
-        unknown_id = self.inner.unk_id()
-        return [[3 if i == unknown_id else i + self.shift for i in ids] for ids in found]
-
-    def save(self, folder: Path) -> None:
-        """Copies the model file."""
-        shutil.copyfile(self.file, folder / "sentencepiece.model")
-
-    def id(self, token: str) -> int | None:
-        """Returns a token's id, or None."""
-        found = self.inner.piece_to_id(token)
-        return None if found == self.inner.unk_id() else found + self.shift
+        Returns:
+            int32 of shape (rows,), or of shape (rows, 2) where tokens at the end have segment id 2.
+        """
+        last = lengths - self.apart
+        found = np.stack([np.minimum(second, last), last], axis=1) if self.apart else second
+        return found.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -126,7 +71,7 @@ class Tokenizer:
         digest: sha256 of what defines it; part of the key of encoded data.
     """
 
-    engine: FastEngine | SentencePieceEngine
+    engine: Engine
     template: Template
     pad_id: int
     unknown_id: int
@@ -151,6 +96,7 @@ class Tokenizer:
         values = {
             "kind": self.engine.kind,
             "shift": getattr(self.engine, "shift", 0),
+            "cleaning": getattr(self.engine, "cleaning", ()),
             "template": asdict(self.template),
             "pad_id": self.pad_id,
             "unknown_id": self.unknown_id,
@@ -163,12 +109,7 @@ class Tokenizer:
 def read(folder: Path) -> Tokenizer:
     """Reads a tokenizer that `Tokenizer.save` wrote."""
     values = json.loads((folder / "preprocessing.json").read_text(encoding="utf8"))
-    engine: FastEngine | SentencePieceEngine
-    if values.pop("kind") == FastEngine.kind:
-        values.pop("shift")
-        engine = FastEngine(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
-    else:
-        engine = SentencePieceEngine(folder / "sentencepiece.model", values.pop("shift"))
+    engine = engines.read(values.pop("kind"), folder, values.pop("shift"), values.pop("cleaning", ()))
     template: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("template").items()
     }
@@ -203,15 +144,15 @@ def _load(folder: Path) -> Tokenizer:
     if "class_name" in config:
         return _keras_hub(folder, config)
     if "model" in config:
-        return _fast(FastEngine(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))), folder)
+        return _fast(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), folder)
     if (folder / "vocab.txt").exists():
         lowercase = _json(folder / "tokenizer_config.json").get("do_lower_case", True)
-        return _word_piece(folder / "vocab.txt", bool(lowercase))
+        return _word_piece(folder / "vocab.txt", bool(lowercase), _cuts_words(folder))
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return _byte_pair(folder / "vocab.json", folder / "merges.txt")
     for name, family in SENTENCE_PIECE_FILES.items():
         if (folder / name).exists():
-            return _sentence_piece(folder / name, _family(folder) or family)
+            return _sentence_piece(folder / name, _family(folder) or family, _json(folder / "tokenizer_config.json"))
     found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:12])
     raise ModelError(
         f"No tokenizer in '{folder}' (there: {found}). Expected tokenizer.json, vocab.txt, vocab.json with merges.txt, "
@@ -224,6 +165,12 @@ SENTENCE_PIECE_FILES = {"spiece.model": "albert", "sentencepiece.bpe.model": "xl
 
 def _family(folder: Path) -> str:
     return str(_json(folder / "config.json").get("model_type", ""))
+
+
+def _cuts_words(folder: Path) -> bool:
+    """Says whether a folder's tokenizer is RoFormer's, which cuts Chinese into words; its files do not say it themselves."""
+    named = (_json(folder / name).get("tokenizer_class") for name in ("tokenizer_config.json", "config.json"))
+    return str(next(filter(None, named), "RoFormer" if _family(folder) == "roformer" else "")).startswith("RoFormer")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -243,22 +190,20 @@ def _digest(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _make(
-    engine: FastEngine | SentencePieceEngine, template: Template, pad: int, unk: int, prefix: str, *key: Any
-) -> Tokenizer:
-    return Tokenizer(engine, template, pad, unk, prefix, _digest(asdict(template), pad, unk, prefix, *key))
+def _make(engine: Engine, template: Template, pad: int, unk: int, prefix: str, *key: Any) -> Tokenizer:
+    return Tokenizer(engine, template, pad, unk, prefix, _digest(asdict(template), pad, unk, prefix, engine.kind, *key))
 
 
-def _fast(engine: FastEngine, folder: Path) -> Tokenizer:
-    template = _probe(engine.inner)
+def _fast(inner: tokenizers.Tokenizer, folder: Path) -> Tokenizer:
+    template, prefix = _probe(inner), " " if "ByteLevel" in str(inner.pre_tokenizer) else ""
+    engine = WordEngine(inner) if _cuts_words(folder) else FastEngine(inner)
     special = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     pad = _special(engine, special.get("pad_token"), ("[PAD]", "<pad>", "<|endoftext|>"))
     unk = _special(engine, special.get("unk_token"), ("[UNK]", "<unk>", "<|endoftext|>"))
-    prefix = " " if "ByteLevel" in str(engine.inner.pre_tokenizer) else ""
-    return _make(engine, template, pad, unk, prefix, engine.inner.to_str())
+    return _make(engine, template, pad, unk, prefix, engine.definition())
 
 
-def _special(engine: FastEngine | SentencePieceEngine, named: Any, usual: Sequence[str]) -> int:
+def _special(engine: Engine, named: Any, usual: Sequence[str]) -> int:
     name = named.get("content") if isinstance(named, dict) else named
     for token in (name, *usual):
         found = engine.id(token) if token else None
@@ -282,16 +227,18 @@ def _probe(inner: tokenizers.Tokenizer) -> Template:
         suffix=tuple(pair.ids[second[-1] + 1 :]),
         between_first=sum(pair.type_ids[i] == 0 for i in middle),
         segments=pair.type_ids[second[0]] == 1,
+        apart=pair.type_ids[second[-1] + 1 :].count(2),
     )
 
 
-def _word_piece(file: Path, lowercase: bool) -> Tokenizer:
-    engine = FastEngine(tokenizers.BertWordPieceTokenizer(str(file), lowercase=lowercase)._tokenizer)
+def _word_piece(file: Path, lowercase: bool, words: bool = False) -> Tokenizer:
+    inner = tokenizers.BertWordPieceTokenizer(str(file), lowercase=lowercase, handle_chinese_chars=not words)._tokenizer
+    engine = WordEngine(inner) if words else FastEngine(inner)
     ids = [engine.id(token) for token in ("[CLS]", "[SEP]", "[PAD]", "[UNK]")]
     if None in ids:
         raise ModelError(f"The vocabulary '{file}' lacks one of [CLS], [SEP], [PAD], [UNK].")
     start, end, pad, unk = (found or 0 for found in ids)
-    return _make(engine, Template((start,), (end,), (end,), 1, True), pad, unk, "", engine.inner.to_str())
+    return _make(engine, Template((start,), (end,), (end,), 1, True), pad, unk, "", engine.definition())
 
 
 def _byte_pair(vocabulary: Path, merges: Path) -> Tokenizer:
@@ -302,11 +249,13 @@ def _byte_pair(vocabulary: Path, merges: Path) -> Tokenizer:
     pad, unk = _special(engine, None, usual), _special(engine, None, ("<unk>", "<|endoftext|>"))
     special = [t for t in ("<s>", "</s>", "<pad>", "<unk>", "<mask>", "<|endoftext|>") if engine.id(t) is not None]
     engine.inner.add_special_tokens(special)
-    return _make(engine, template, pad, unk, " ", engine.inner.to_str())
+    return _make(engine, template, pad, unk, " ", engine.definition())
 
 
-def _sentence_piece(file: Path, family: str) -> Tokenizer:
+def _sentence_piece(file: Path, family: str, options: Mapping[str, Any] | None = None) -> Tokenizer:
     key = file.read_bytes()
+    if family == "xlnet":
+        return _xlnet(file, options or {})
     if family in ("xlm-roberta", "xlm_roberta"):
         engine = SentencePieceEngine(file, shift=1)
         return _make(engine, Template((0,), (2, 2), (2,), 1), 1, 3, "", key, family)
@@ -320,6 +269,17 @@ def _sentence_piece(file: Path, family: str) -> Tokenizer:
         between, first = (ends, len(ends)) if family in ("t5", "mt5") else ((), 0)
         return _make(engine, Template((), between, ends, first), pad, unk, "", key, family)
     return _make(engine, Template((start,), (end,), (end,), 1, True), pad, unk, "", key, family)
+
+
+def _xlnet(file: Path, options: Mapping[str, Any]) -> Tokenizer:
+    cleaning = {"quotes": True, "accents": not options.get("keep_accents"), "case": options.get("do_lower_case")}
+    engine = SentencePieceEngine(file, cleaning=tuple(name for name, wanted in cleaning.items() if wanted))
+    ids = [engine.id(token) for token in ("<sep>", "<cls>", "<pad>")]
+    if None in ids:
+        raise ModelError(f"The vocabulary '{file}' lacks one of <sep>, <cls>, <pad>, which XLNet needs.")
+    end, whole, pad = (found or 0 for found in ids)
+    template = Template((), (end,), (end, whole), 1, True, 1)
+    return _make(engine, template, pad, engine.inner.unk_id(), "", file.read_bytes(), engine.cleaning)
 
 
 def _keras_hub(folder: Path, config: dict[str, Any]) -> Tokenizer:
@@ -389,8 +349,8 @@ def pack(
         sequence_length: most tokens a row may have.
 
     Returns:
-        ids of each row (int32), where each row's second segment starts (int32; the row's length if it has none), and
-        each row's length before it was cut (int32).
+        ids of each row (int32), where each row's second segment starts (int32; the row's length if it has none; with where
+        the third one starts, if the tokenizer has one), and each row's length before it was cut (int32).
     """
     template, room = tokenizer.template, sequence_length - tokenizer.template.overhead(len(columns))
     tokens = [tokenizer.tokenize(column) for column in columns]
@@ -409,4 +369,5 @@ def pack(
         lengths.append(len(ids))
         starts.append(start)
     rows = Ragged.of_lengths(np.array(every, np.int32), np.array(lengths, np.int64))
-    return rows, np.asarray(starts, np.int32), np.asarray(whole, np.int32)
+    found = template.segment_starts(np.array(starts, np.int32), np.array(lengths, np.int32))
+    return rows, found, np.asarray(whole, np.int32)

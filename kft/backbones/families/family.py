@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kft.backbones import filling, initial
 from kft.backbones.backbone import PublishedHead
@@ -30,8 +30,9 @@ class Family:
         places: gives each variable of a model with the name of its tensor, the prefix left out.
         prefix: what a model with a head puts before the names of its backbone's weights.
         heads: how the names of weights begin that belong to heads.
-        head: that for a whole text, or None where published heads are not read.
+        head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
+        modality: text or audio.
     """
 
     backbone: str | Callable[..., Any]
@@ -39,8 +40,9 @@ class Family:
     places: Callable[[Any, Mapping[str, Any]], Iterator[Place]]
     prefix: str
     heads: tuple[str, ...]
-    head: Head | None = None
+    head: Head | Callable[[Mapping[str, Any]], Head] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
+    modality: Literal["text", "audio"] = "text"
 
     @property
     def drawn(self) -> bool:
@@ -50,6 +52,10 @@ class Family:
     def pools(self, config: Mapping[str, Any]) -> str:
         """Returns which part of a text a model's makers read off."""
         return self.pooling if isinstance(self.pooling, str) else self.pooling(config)
+
+    def published(self, config: Mapping[str, Any]) -> Head | None:
+        """Returns how the head for a whole text is made."""
+        return self.head(config) if callable(self.head) else self.head
 
 
 def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, PublishedHead | None]:
@@ -91,8 +97,8 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
             lambda name: name.startswith(family.heads),
             f"{folder.config['model_type']} model",
         )
-        head = None if family.head is None else head_of(folder.config, family.head, tensors)
-        return model, head
+        head = family.published(folder.config)
+        return model, None if head is None else head_of(folder.config, head, tensors)
 
 
 def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = None) -> None:
