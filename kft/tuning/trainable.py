@@ -53,10 +53,30 @@ def _frozen(inner: Any, trainable: str) -> list[Any]:
         raise ModelError(
             f"trainable: top:{wanted}, but {inner.name} has {len(found)} blocks. Allowed: top:1 to top:{len(found)}."
         )
-    # All that stands before the first trained block is frozen, what follows the blocks (a last norm, a pooler) is not.
     if holder is None:
-        return list(inner.layers[: inner.layers.index(found[-wanted])])
+        return _below(inner, found[-wanted:])
     return [*inner.layers[: inner.layers.index(holder)], *found[:-wanted]]
+
+
+def _below(inner: Any, trained: Sequence[Any]) -> list[Any]:
+    """Returns all layers but those of some blocks and what stands on them, as a last norm or a pooler.
+
+    Where a layer stands in the model's list does not tell: what a block knows of positions may come before the block below.
+    """
+    names = {_block(layer) for layer in trained} - {None}
+    own = {id(layer) for layer in inner.layers if layer in trained or _block(layer) in names}
+    moving, tensors = set[int](), set[int]()
+    for depth in sorted(inner._nodes_by_depth, reverse=True):
+        for node in inner._nodes_by_depth[depth]:
+            if id(node.operation) in own or any(id(tensor) in tensors for tensor in node.arguments.keras_tensors):
+                moving.add(id(node.operation))
+                tensors |= {id(tensor) for tensor in node.output_tensors}
+    return [layer for layer in inner.layers if id(layer) not in moving]
+
+
+def _block(layer: Any) -> str | None:
+    match = BLOCK.match(layer.name)
+    return match[1] if match else None
 
 
 def _unread(model: Any, inner: Any) -> set[str]:
@@ -95,8 +115,8 @@ def _run(inner: Any) -> tuple[Any, list[Any]]:
 def _named(layers: Sequence[Any]) -> list[Any]:
     first: dict[str, Any] = {}
     for layer in layers:
-        if match := BLOCK.match(layer.name):
-            first.setdefault(match[1], layer)
+        if name := _block(layer):
+            first.setdefault(name, layer)
     return list(first.values()) if len(first) > 1 else []
 
 

@@ -113,6 +113,17 @@ def test_a_saved_model_gives_the_same_and_has_nothing_of_kft(published: tuple[Pa
         assert not any(name in file.read("config.json") for name in (b"kft", b"keras_hub"))
 
 
+@pytest.mark.parametrize(("wanted", "blocks"), [(1, {"block_1"}), (2, {"block_0", "block_1"})])
+def test_the_top_is_whole_blocks_with_what_they_know_of_distances(
+    published: tuple[Path, Any, Any], quick: dict, wanted: int, blocks: set[str]
+) -> None:
+    model = kft.load_backbone(str(published[0]))
+    kft.build_model(kft.load_data(quick["data"]["source"]), model, trainable=f"top:{wanted}")
+    held = [layer for layer in model.model.layers if layer.weights]
+    trained = {layer.name for layer in held if layer.trainable_variables}
+    assert trained == {layer.name for layer in held if layer.name[:7] in blocks} | {"pooled_dense"}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
