@@ -54,24 +54,29 @@ def _frozen(inner: Any, trainable: str) -> list[Any]:
             f"trainable: top:{wanted}, but {inner.name} has {len(found)} blocks. Allowed: top:1 to top:{len(found)}."
         )
     if holder is None:
-        return _below(inner, found[-wanted:])
+        return _below(inner, found[-wanted])  # what follows the blocks, a last norm or a pooler, is trained
     return [*inner.layers[: inner.layers.index(holder)], *found[:-wanted]]
 
 
-def _below(inner: Any, trained: Sequence[Any]) -> list[Any]:
-    """Returns all layers but those of some blocks and what stands on them, as a last norm or a pooler.
+def _below(inner: Any, block: Any) -> list[Any]:
+    """Returns the layers that a block is computed from, but its own.
 
     Where a layer stands in the model's list does not tell: what a block knows of positions may come before the block below.
     """
-    names = {_block(layer) for layer in trained} - {None}
-    own = {id(layer) for layer in inner.layers if layer in trained or _block(layer) in names}
-    moving, tensors = set[int](), set[int]()
-    for depth in sorted(inner._nodes_by_depth, reverse=True):
-        for node in inner._nodes_by_depth[depth]:
-            if id(node.operation) in own or any(id(tensor) in tensors for tensor in node.arguments.keras_tensors):
-                moving.add(id(node.operation))
-                tensors |= {id(tensor) for tensor in node.output_tensors}
-    return [layer for layer in inner.layers if id(layer) not in moving]
+    name = _block(block)
+    own = {id(layer) for layer in inner.layers if layer is block or (name and _block(layer) == name)}
+    nodes = [node for depth in sorted(inner._nodes_by_depth) for node in inner._nodes_by_depth[depth]]
+    before, after = set[int](), set[int]()
+    read, made = set[int](), set[int]()
+    for node in nodes:
+        if id(node.operation) in own or any(id(tensor) in read for tensor in node.output_tensors):
+            before.add(id(node.operation))
+            read |= {id(tensor) for tensor in node.arguments.keras_tensors}
+    for node in reversed(nodes):
+        if id(node.operation) in own or any(id(tensor) in made for tensor in node.arguments.keras_tensors):
+            after.add(id(node.operation))
+            made |= {id(tensor) for tensor in node.output_tensors}
+    return [layer for layer in inner.layers if id(layer) in before - after]
 
 
 def _block(layer: Any) -> str | None:
