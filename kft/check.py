@@ -11,7 +11,7 @@ import numpy as np
 
 from kft import backend as backends
 from kft import pipeline, rundir
-from kft.backbones import folders, tokenizer_files
+from kft.backbones import families, folders, tokenizer_files
 from kft.backbones.tokenizer import Tokenizer
 from kft.data import load as load_data
 from kft.data import sources
@@ -94,6 +94,8 @@ def _model(recipe: Recipe, found: Findings, progress: Progress) -> Tokenizer | N
         else:
             folder = folders.locate(model.preset, model.sha256, progress, bridge=model.bridge)
             found.model = {"preset": model.preset, "format": folder.format, "sha256": folder.sha256}
+            if folder.format == "hugging_face" and folder.config["model_type"] in families.AUDIO:
+                TASKS.load(recipe.task).refuse_other("audio")
             place = place or folder.path
             _weights(recipe, folder.path)
     if place is None or remote or TASKS.load(recipe.task).modality != "text":

@@ -79,6 +79,7 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         names = metric_names(recipe, task, target)
     with progress.phase("load model"):
         backbone = _load_backbone(recipe, progress)
+        task.refuse_other(backbone.modality)
     with progress.phase("encode"):
         encoding = encoding_of(recipe, backbone)
         encoded = {split: encode(task, table, encoding, target) for split, table in splits.items()}

@@ -91,9 +91,9 @@ class Backbone:
 
     Attributes:
         model: the `keras.Model`.
-        modality: text or image.
+        modality: text, image, or audio, which no task of kft's own takes.
         pooling: which part of a text its own makers read off: first, pooled, mean or last.
-        tokenizer: for text, else None.
+        tokenizer: for text, and for what a model that hears writes, else None.
         images: for images, else None.
         head: what was published with it, or None.
         below: what its makers put below the last layer of their own heads.
@@ -101,7 +101,7 @@ class Backbone:
     """
 
     model: Any
-    modality: Literal["text", "image"]
+    modality: Literal["text", "image", "audio"]
     pooling: str
     tokenizer: Tokenizer | None = None
     images: Images | None = None

@@ -38,7 +38,8 @@ def fill(
         ModelError: if a tensor finds no place, a place no tensor, or their shapes differ.
     """
     wanted, taken = list(places), set(used)
-    found = {place.name: name for place in wanted if (name := _name(prefix + place.name, tensors)) is not None}
+    whole = {place.name: place.name if place.outside else prefix + place.name for place in wanted}
+    found = {own: name for own, named in whole.items() if (name := _name(named, tensors)) is not None}
     missing = [place.name for place in wanted if place.name not in found]
     if missing:
         raise ModelError(

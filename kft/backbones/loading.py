@@ -64,7 +64,7 @@ def _load(config: Model, progress: Progress | None) -> Backbone:
             keras_hub.part_attention_dropout(model, config)
         pooling = "mean" if _reads_mean(folder.path) else table.pools(folder.config)
         tokenizer, own = _tokenizer(config, folder.path), table.own_head(folder.config)
-        return Backbone(model, "text", pooling, tokenizer, None, head, own.below if own else Below(), origin)
+        return Backbone(model, table.modality, pooling, tokenizer, None, head, own.below if own else Below(), origin)
     model = keras_hub.from_folder(folder, config)
     if isinstance(model.input, dict):
         return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)

@@ -65,6 +65,7 @@ class Place:
             that lie alike.
         cut: takes the variable's part out of a tensor that has more; None where the tensor is all its own.
         axes: the tensor's axes in the variable's order, for a convolution; None where they lie alike.
+        outside: whether the tensor's name has no prefix before it, a head's part being in the backbone here.
     """
 
     variable: Any
@@ -72,6 +73,7 @@ class Place:
     inputs: int = 0
     cut: Callable[[np.ndarray], np.ndarray] | None = None
     axes: tuple[int, ...] | None = None
+    outside: bool = False
 
     def inward(self, array: np.ndarray) -> np.ndarray:
         """Returns a published tensor as the variable wants it."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tokenizers
 
+from kft.backbones import engines
+from kft.backbones.engines import Engine
 from kft.data.encoded import Ragged
-from kft.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Template:
         suffix: ids after the last text.
         between_first: how many of `between` belong to the first text's segment.
         segments: whether the second text has segment id 1 (else all are 0).
+        apart: how many tokens at the end of `suffix` have segment id 2.
     """
 
     prefix: tuple[int, ...] = ()
@@ -34,81 +35,25 @@ class Template:
     suffix: tuple[int, ...] = ()
     between_first: int = 0
     segments: bool = False
+    apart: int = 0
 
     def overhead(self, texts: int) -> int:
         """Returns how many special tokens stand around so many texts."""
         return len(self.prefix) + len(self.suffix) + (len(self.between) if texts == 2 else 0)
 
+    def segment_starts(self, second: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """Returns where rows' segments but the first one start.
 
-class Engine(Protocol):
-    """What turns strings into ids."""
+        Args:
+            second: where each row's second text starts; its length where it has none, shape (rows,).
+            lengths: of the rows, in tokens.
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, with no special tokens."""
-
-    def save(self, folder: Path) -> None:
-        """Writes its files into a folder."""
-
-
-class FastEngine:
-    """The `tokenizers` library; its file is `tokenizer.json`."""
-
-    kind = "tokenizers"
-
-    def __init__(self, inner: tokenizers.Tokenizer) -> None:
-        inner.no_truncation()
-        inner.no_padding()
-        self.inner = inner
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, with no special tokens."""
-        return [found.ids for found in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
-
-    def save(self, folder: Path) -> None:
-        """Writes `tokenizer.json`."""
-        self.inner.save(str(folder / "tokenizer.json"))
-
-    def id(self, token: str) -> int | None:
-        """Returns a token's id, or None."""
-        found: int | None = self.inner.token_to_id(token)
-        return found
-
-
-class SentencePieceEngine:
-    """The `sentencepiece` library; its file is `sentencepiece.model`.
-
-    Attributes:
-        shift: added to each id; XLM-RoBERTa keeps ids that the model file does not know of.
-    """
-
-    kind = "sentencepiece"
-
-    def __init__(self, file: Path, shift: int = 0) -> None:
-        try:
-            import sentencepiece
-        except ImportError:
-            raise ModelError(
-                f"The tokenizer '{file.name}' needs sentencepiece, not installed here. Type: pip install sentencepiece"
-            ) from None
-        self.file, self.shift = file, shift
-        self.inner = sentencepiece.SentencePieceProcessor(model_file=str(file))
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the ids of each text, with no special tokens."""
-        found: list[list[int]] = self.inner.encode(list(texts), out_type=int)
-        if not self.shift:
-            return found
-        unknown_id = self.inner.unk_id()
-        return [[3 if i == unknown_id else i + self.shift for i in ids] for ids in found]
-
-    def save(self, folder: Path) -> None:
-        """Copies the model file."""
-        shutil.copyfile(self.file, folder / "sentencepiece.model")
-
-    def id(self, token: str) -> int | None:
-        """Returns a token's id, or None."""
-        found = self.inner.piece_to_id(token)
-        return None if found == self.inner.unk_id() else found + self.shift
+        Returns:
+            int32 of shape (rows,), or of shape (rows, 2) where tokens at the end have segment id 2.
+        """
+        last = lengths - self.apart
+        found = np.stack([np.minimum(second, last), last], axis=1) if self.apart else second
+        return found.astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -124,7 +69,7 @@ class Tokenizer:
         digest: sha256 of what defines it; part of the key of encoded data.
     """
 
-    engine: FastEngine | SentencePieceEngine
+    engine: Engine
     template: Template
     pad_id: int
     unknown_id: int
@@ -161,12 +106,7 @@ class Tokenizer:
 def read(folder: Path) -> Tokenizer:
     """Reads a tokenizer that `Tokenizer.save` wrote."""
     values = json.loads((folder / "preprocessing.json").read_text(encoding="utf8"))
-    engine: FastEngine | SentencePieceEngine
-    if values.pop("kind") == FastEngine.kind:
-        values.pop("shift")
-        engine = FastEngine(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
-    else:
-        engine = SentencePieceEngine(folder / "sentencepiece.model", values.pop("shift"))
+    engine = engines.read(values.pop("kind"), folder, values.pop("shift"))
     template: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in values.pop("template").items()
     }
@@ -211,8 +151,8 @@ def pack(
         sequence_length: most tokens a row may have.
 
     Returns:
-        ids of each row (int32), where each row's second segment starts (int32; the row's length if it has none), and
-        each row's length before it was cut (int32).
+        ids of each row (int32), where each row's second segment starts (int32; the row's length if it has none; with where
+        the third one starts, if the tokenizer has one), and each row's length before it was cut (int32).
     """
     template, room = tokenizer.template, sequence_length - tokenizer.template.overhead(len(columns))
     tokens = [tokenizer.tokenize(column) for column in columns]
@@ -231,4 +171,5 @@ def pack(
         lengths.append(len(ids))
         starts.append(start)
     rows = Ragged.of_lengths(np.array(every, np.int32), np.array(lengths, np.int64))
-    return rows, np.asarray(starts, np.int32), np.asarray(whole, np.int32)
+    found = template.segment_starts(np.array(starts, np.int32), np.array(lengths, np.int32))
+    return rows, found, np.asarray(whole, np.int32)

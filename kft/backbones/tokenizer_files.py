@@ -13,7 +13,8 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
 from kft.backbones import saved_model, sentence_piece
-from kft.backbones.tokenizer import FastEngine, SentencePieceEngine, Template, Tokenizer, surround
+from kft.backbones.engines import Engine, FastEngine, SentencePieceEngine, WordEngine
+from kft.backbones.tokenizer import Template, Tokenizer, surround
 from kft.errors import ModelError, unknown
 
 SENTENCE_PIECE_FILES = {"spiece.model": "albert", "sentencepiece.bpe.model": "xlm-roberta", "spm.model": "deberta-v2"}
@@ -88,7 +89,9 @@ def _slow(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer | N
 def _settings(folder: Path) -> dict[str, Any]:
     """Returns what a folder says of its tokenizer, and the family of its model, empty where it is not said."""
     found = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
-    return {**found, "model_type": _json(folder / "config.json").get("model_type", "")}
+    config = _json(folder / "config.json")
+    named = found.get("tokenizer_class") or config.get("tokenizer_class")
+    return {**found, "tokenizer_class": named, "model_type": config.get("model_type", "")}
 
 
 def _added(folder: Path, settings: Mapping[str, Any]) -> dict[int, tokenizers.AddedToken]:
@@ -122,17 +125,21 @@ def _digest(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _make(
-    engine: FastEngine | SentencePieceEngine, template: Template, pad: int, unk: int, prefix: str, *key: Any
-) -> Tokenizer:
+def _make(engine: Engine, template: Template, pad: int, unk: int, prefix: str, *key: Any) -> Tokenizer:
     return Tokenizer(engine, template, pad, unk, prefix, _digest(asdict(template), pad, unk, prefix, *key))
 
 
 def _fast(inner: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
-    engine, template = FastEngine(inner), _probe(inner)
+    template, prefix = _probe(inner), " " if "ByteLevel" in str(inner.pre_tokenizer) else ""
     pad, unk = (_special(inner, settings.get(name), usual) for name, usual in USUAL.items())
-    prefix = " " if "ByteLevel" in str(inner.pre_tokenizer) else ""
-    return _make(engine, template, pad, unk, prefix, inner.to_str())
+    engine = WordEngine(inner) if _cuts_words(settings) else FastEngine(inner)
+    return _make(engine, template, pad, unk, prefix, engine.kind, engine.definition())
+
+
+def _cuts_words(settings: Mapping[str, Any]) -> bool:
+    """Says whether a folder's tokenizer is RoFormer's, which cuts Chinese into words; its files do not say it themselves."""
+    named = settings.get("tokenizer_class") or ("RoFormer" if settings.get("model_type") == "roformer" else "")
+    return str(named).startswith("RoFormer")
 
 
 def _special(inner: tokenizers.Tokenizer, named: Any, usual: Sequence[str]) -> int:
@@ -160,6 +167,7 @@ def _probe(inner: tokenizers.Tokenizer) -> Template:
         suffix=tuple(pair.ids[second[-1] + 1 :]),
         between_first=sum(pair.type_ids[i] == 0 for i in middle),
         segments=pair.type_ids[second[0]] == 1,
+        apart=pair.type_ids[second[-1] + 1 :].count(2),
     )
 
 
@@ -169,7 +177,7 @@ def _word_piece(
     """BERT's tokenizer; MPNet's, whose vocabulary has RoBERTa's special tokens beside BERT's."""
     inner = tokenizers.Tokenizer(tokenizers.models.WordPiece.from_file(str(file), unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True) and not _cuts_words(settings),
         strip_accents=settings.get("strip_accents"),
         lowercase=bool(settings.get("do_lower_case", True)),
     )

@@ -138,7 +138,8 @@ class Batches:
             mask = positions < tokens.lengths_of(index)[:, None]
             inputs["padding_mask"] = mask.astype(np.int32)
             if "segment_starts" in inputs:
-                inputs["segment_ids"] = ((positions >= inputs["segment_starts"][:, None]) & mask).astype(np.int32)
+                starts = inputs["segment_starts"].reshape(len(index), -1, 1)
+                inputs["segment_ids"] = ((positions >= starts).sum(axis=1) * mask).astype(np.int32)
         return inputs if self.inputs is None else {name: inputs[name] for name in self.inputs}
 
     def _cut(self, array: Array, index: np.ndarray, length: int, name: str) -> np.ndarray:

@@ -17,9 +17,10 @@ from safetensors.numpy import save_file
 from kft import rundir
 from kft.backbones import encoder
 from kft.backbones.encoder import Encoder
+from kft.backbones.engines import FastEngine, WordEngine
 from kft.backbones.hugging_face import FAMILIES, Family, published_name
 from kft.backbones.places import places
-from kft.backbones.tokenizer import FastEngine, Template
+from kft.backbones.tokenizer import Template
 from kft.errors import ModelError
 from kft.exporters import card, leaving
 from kft.exporters.exported import Finished
@@ -205,6 +206,11 @@ def _tokenizer(run: Finished, found: Leaving, folder: Path) -> None:
     if tokenizer is None:
         return
     values: dict[str, Any] = {"model_max_length": found.positions, "padding_side": "right"}
+    if isinstance(tokenizer.engine, WordEngine):
+        raise ModelError(
+            f"RoFormer's tokenizer cannot be exported with a {found.cls}: its file cannot say where rjieba cuts. Train with "
+            "another model.tokenizer."
+        )
     if isinstance(tokenizer.engine, FastEngine):
         inner = tokenizers.Tokenizer.from_str(tokenizer.engine.inner.to_str())
         if inner.post_processor is None:

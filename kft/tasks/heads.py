@@ -52,10 +52,7 @@ def build(
     Raises:
         ModelError: if the backbone does not fit the task.
     """
-    if task.modality != backbone.modality:
-        raise ModelError(
-            f"The task {task.name} needs a backbone for {task.modality}; this one is for {backbone.modality}."
-        )
+    task.refuse_other(backbone.modality)
     reads: str = task.head
     if task.head == "image":
         inputs, features = _image_features(backbone, augmentation or Augmentation(), image_size)

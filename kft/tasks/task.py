@@ -11,6 +11,7 @@ import numpy as np
 from kft.backbones.tokenizer import Tokenizer
 from kft.data.encoded import Encoded
 from kft.data.table import Table
+from kft.errors import ModelError
 from kft.recipe import Data
 from kft.tasks.targets import Target
 
@@ -78,6 +79,18 @@ class Task:
     encode: Callable[[Table, Encoding, Target | None], Encoded]
     head: Literal["sequence", "tokens", "image"]
     join: Callable[[Sequence[np.ndarray], Encoded], list[np.ndarray]]
+
+    def refuse_other(self, modality: str) -> None:
+        """Refuses a backbone for what the task does not read.
+
+        Raises:
+            ModelError: if its modality is another than the task's.
+        """
+        if modality != self.modality:
+            raise ModelError(
+                f"The task {self.name} needs a backbone for {self.modality}; this one is for {modality}. Give another "
+                f"model.preset: `kft list models --task {self.name}` shows some."
+            )
 
 
 def one_row_each(logits: Sequence[np.ndarray], encoded: Encoded) -> list[np.ndarray]:

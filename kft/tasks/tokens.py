@@ -94,8 +94,9 @@ def encode(table: Table, encoding: Encoding, target: Target | None) -> Encoded:
             wanted.append(tagged)
             owners.append(number)
             whole.append(len(row))
+    sizes = np.asarray([len(row) for row in rows], np.int32)
     return Encoded(
-        inputs={"token_ids": Ragged.of(rows, np.int32), "segment_starts": np.asarray([len(r) for r in rows], np.int32)},
+        inputs={"token_ids": Ragged.of(rows, np.int32), "segment_starts": template.segment_starts(sizes, sizes)},
         targets=Ragged.of(wanted, np.int32),
         weights=Ragged.of(heads, np.float32),
         padding={"token_ids": tokenizer.pad_id},

@@ -53,10 +53,35 @@ def _frozen(inner: Any, trainable: str) -> list[Any]:
         raise ModelError(
             f"trainable: top:{wanted}, but {inner.name} has {len(found)} blocks. Allowed: top:1 to top:{len(found)}."
         )
-    # All that stands before the first trained block is frozen, what follows the blocks (a last norm, a pooler) is not.
     if holder is None:
-        return list(inner.layers[: inner.layers.index(found[-wanted])])
+        return _below(inner, found[-wanted])  # what follows the blocks, a last norm or a pooler, is trained
     return [*inner.layers[: inner.layers.index(holder)], *found[:-wanted]]
+
+
+def _below(inner: Any, block: Any) -> list[Any]:
+    """Returns the layers that a block is computed from, but its own.
+
+    Where a layer stands in the model's list does not tell: what a block knows of positions may come before the block below.
+    """
+    name = _block(block)
+    own = {id(layer) for layer in inner.layers if layer is block or (name and _block(layer) == name)}
+    nodes = [node for depth in sorted(inner._nodes_by_depth) for node in inner._nodes_by_depth[depth]]
+    before, after = set[int](), set[int]()
+    read, made = set[int](), set[int]()
+    for node in nodes:
+        if id(node.operation) in own or any(id(tensor) in read for tensor in node.output_tensors):
+            before.add(id(node.operation))
+            read |= {id(tensor) for tensor in node.arguments.keras_tensors}
+    for node in reversed(nodes):
+        if id(node.operation) in own or any(id(tensor) in made for tensor in node.arguments.keras_tensors):
+            after.add(id(node.operation))
+            made |= {id(tensor) for tensor in node.output_tensors}
+    return [layer for layer in inner.layers if id(layer) in before - after]
+
+
+def _block(layer: Any) -> str | None:
+    match = BLOCK.match(layer.name)
+    return match[1] if match else None
 
 
 def _unread(model: Any, inner: Any) -> set[str]:
@@ -95,8 +120,8 @@ def _run(inner: Any) -> tuple[Any, list[Any]]:
 def _named(layers: Sequence[Any]) -> list[Any]:
     first: dict[str, Any] = {}
     for layer in layers:
-        if match := BLOCK.match(layer.name):
-            first.setdefault(match[1], layer)
+        if name := _block(layer):
+            first.setdefault(name, layer)
     return list(first.values()) if len(first) > 1 else []
 
 

@@ -78,6 +78,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         )
         for case, biases in (("modernbert", ()), ("modernbert-biases", ("norm_bias", "mlp_bias", "attention_bias")))
     },
+    "roformer": ("RoFormer", {**SIZES, "embedding_size": 8, "max_position_embeddings": 32, "layer_norm_eps": 1e-3}),
+    "roformer-values": ("RoFormer", {**SIZES, "max_position_embeddings": 32, "rotary_value": True}),
+    "xlnet": (
+        "XLNet",
+        {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 32, "clamp_len": 3, "layer_norm_eps": 1e-3},
+    ),
     "falcon": (
         "Falcon",
         {
@@ -168,9 +174,11 @@ def folder(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[..., tupl
         model = getattr(transformers, name + (head or CLASSES.get(case, "Model")))(config).eval()
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(torch.randn_like(weight) * 0.1)
+                if weight.requires_grad:  # sines and cosines stay what they are
+                    weight.add_(torch.randn_like(weight) * 0.1)
         model.save_pretrained(tmp_path)
         (tmp_path / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}', encoding="utf8")
         return tmp_path, model
 
     return make
@@ -217,6 +225,20 @@ def test_nothing_is_left_over_or_missing(folder: Callable[..., tuple[Path, Any]]
     save_file({**weights, "encoder.surplus.weight": weights[name]}, file)
     with pytest.raises(ModelError, match="find no place in a .*: encoder.surplus.weight"):
         kft.load_backbone(str(place))
+
+
+def test_roformers_published_head_is_kept(folder: Callable[..., tuple[Path, Any]], tmp_path: Path) -> None:
+    import keras
+    import torch
+
+    place, model = folder("roformer", "ForSequenceClassification", hidden_act="relu")
+    found = kft.published_classifier(kft.load_backbone(str(place)))
+    found.save(tmp_path / "classifier.keras")
+    again = keras.saving.load_model(tmp_path / "classifier.keras", compile=False)
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK)).logits.numpy()
+    inputs = {"token_ids": IDS, "padding_mask": MASK, "segment_ids": np.zeros_like(IDS)}
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(again(inputs, training=False)), wanted, atol=1e-4)
 
 
 def test_debertas_published_head_is_kept(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,15 +113,18 @@ def assert_tokenizes_as(ours: Tokenizer, truth: Any) -> None:
 
 
 def segments(starts: np.ndarray, rows: list[np.ndarray]) -> list[list[int]]:
-    return [(np.arange(len(row)) >= start).astype(int).tolist() for start, row in zip(starts, rows, strict=True)]
+    found = zip(starts.reshape(len(rows), -1, 1), rows, strict=True)
+    return [(np.arange(len(row)) >= start).sum(axis=0).tolist() for start, row in found]
 
 
 def assert_packs_as(ours: Tokenizer, truth: Any) -> None:
     """Single texts and pairs, cut to all kinds of lengths."""
     first, second = random_texts(60, 25, seed=1), random_texts(60, 25, seed=2)
     for length in (8, 9, 13, 32, 33, 400):
-        rows, _, _ = pack(ours, [first], length)
-        assert [row.tolist() for row in rows] == truth(first, truncation=True, max_length=length)["input_ids"]
+        rows, starts, _ = pack(ours, [first], length)
+        cut = truth(first, truncation=True, max_length=length, return_token_type_ids=True)
+        assert [row.tolist() for row in rows] == cut["input_ids"]
+        assert segments(starts, rows) == cut["token_type_ids"]
         rows, starts, whole = pack(ours, [first, second], length)
         cut = truth(first, second, truncation="longest_first", max_length=length, return_token_type_ids=True)
         assert [row.tolist() for row in rows] == cut["input_ids"]
@@ -316,3 +320,131 @@ def test_a_sentencepiece_model_that_is_none_is_one_line(tmp_path: Path, name: st
     (tmp_path / name).write_bytes(b"not a model")
     with pytest.raises(ModelError, match=f"Cannot read the tokenizer in .*{name}.*model.tokenizer"):
         tokenizer_files.load(tmp_path)
+
+
+XLNET = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
+
+
+def xlnet_truth(pieces: list[tuple[str, float]]) -> Any:
+    found = transformers.XLNetTokenizer(vocab=pieces)
+    assert [found.convert_tokens_to_ids(token) for token in XLNET] == list(range(len(XLNET)))
+    return found
+
+
+def test_xlnet_tokenizes_and_packs_as_transformers_does(tmp_path: Path) -> None:
+    letters = [(letter, -5.0) for letter in "abcdefghijklmnopqrstuvwxyz.,"]
+    words = [
+        ("▁" + word, -2.0 - place / 9)
+        for place, word in enumerate(["good", "bad", "lovely", "film", "book", "it", "was,", "a"])
+    ]
+    truth = xlnet_truth([*((token, 0.0) for token in XLNET), ("▁", -3.0), *letters, *words])
+    truth.save_pretrained(tmp_path / "xlnet")
+    ours = tokenizer_files.load(tmp_path / "xlnet")
+    assert ours.tokenize(TEXTS) == truth(TEXTS, add_special_tokens=False)["input_ids"]
+    assert (ours.pad_id, ours.unknown_id) == (truth.pad_token_id, truth.unk_token_id)
+    assert_packs_as(ours, truth)
+    assert_words_as(ours, truth)
+    ours.save(tmp_path / "saved")
+    assert same(ours, read(tmp_path / "saved"))
+
+
+@pytest.fixture(scope="module")
+def xlnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model with XLNet's special tokens."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    root = tmp_path_factory.mktemp("xlnet")
+    (root / "corpus.txt").write_text("\n".join(text for text in CORPUS if "\x00" not in text), encoding="utf8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(root / "corpus.txt"),
+        model_prefix=str(root / "spiece"),
+        vocab_size=120,
+        hard_vocab_limit=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        control_symbols=XLNET[3:],
+        minloglevel=2,
+    )
+    (root / "config.json").write_text('{"model_type": "xlnet"}')
+    return root
+
+
+@pytest.mark.parametrize("options", [{}, {"do_lower_case": True}])
+def test_xlnets_sentencepiece_model_tokenizes_as_transformers_does(
+    xlnet: Path, tmp_path: Path, options: dict[str, bool]
+) -> None:
+    import sentencepiece
+
+    (xlnet / "tokenizer_config.json").write_text(json.dumps(options))
+    inner = sentencepiece.SentencePieceProcessor(model_file=str(xlnet / "spiece.model"))
+    pieces = [(inner.id_to_piece(number), inner.get_score(number)) for number in range(inner.get_piece_size())]
+    truth = transformers.XLNetTokenizer(vocab=pieces, **options)
+    ours = tokenizer_files.load(xlnet)
+    texts = ["a good film", "A GOOD film, it was ''quite'' superb", "naïve café", "the ``so-called'' plot", "zzz"]
+    assert ours.tokenize(texts) == truth(texts, add_special_tokens=False)["input_ids"]
+    pair = truth("good film", "bad book", return_token_type_ids=True)
+    rows, starts, _ = pack(ours, [["good film"], ["bad book"]], 64)
+    assert (rows[0].tolist(), segments(starts, list(rows))[0]) == (pair["input_ids"], pair["token_type_ids"])
+    ours.save(tmp_path / "saved")
+    assert read(tmp_path / "saved").tokenize(texts) == ours.tokenize(texts)
+
+
+CHINESE = [
+    "今天天气非常好。",
+    "今天天气非常好、我们去 book 店 Café",
+    "我爱北京天安门 2024年 3.14 mixed文本",
+    "[SEP] a 今天",
+]
+
+
+@pytest.fixture(scope="module")
+def roformer(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    """A vocabulary with words of two characters, as RoFormer has it, in two layouts."""
+    root = tmp_path_factory.mktemp("roformer")
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [start + letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789.," for start in ("", "##")]
+    words = ["今天", "非常", "我们", "北京", "天安门", *"今天气非常好我们去店爱北京安门年文本。、", "good", "book"]
+    lines = list(dict.fromkeys([*marks, *letters, *words]))
+    (root / "vocab.txt").write_text("\n".join(lines) + "\n", encoding="utf8")
+    (root / "config.json").write_text('{"model_type": "roformer"}')
+    return {"vocab.txt": root, "tokenizer.json": root / "saved"}
+
+
+@pytest.mark.parametrize("layout", ["vocab.txt", "tokenizer.json"])
+def test_roformer_cuts_chinese_as_transformers_does(roformer: Folders, layout: str, tmp_path: Path) -> None:
+    pytest.importorskip("rjieba")
+    lines = (roformer["vocab.txt"] / "vocab.txt").read_text(encoding="utf8").split()
+    truth = transformers.RoFormerTokenizer(vocab={token: number for number, token in enumerate(lines)})
+    truth.save_pretrained(roformer["tokenizer.json"])
+    ours = tokenizer_files.load(roformer[layout])
+    texts = [
+        *CHINESE[: 3 if layout == "vocab.txt" else 4],
+        *TEXTS,
+    ]  # a vocabulary alone says of no token that it is special
+    assert ours.tokenize(texts) == truth(texts, add_special_tokens=False)["input_ids"]
+    assert truth.convert_tokens_to_ids("非常") in ours.tokenize(CHINESE)[0]
+    pair = truth(*CHINESE[:2], return_token_type_ids=True)
+    rows, starts, _ = pack(ours, [[text] for text in CHINESE[:2]], 64)
+    assert (rows[0].tolist(), segments(starts, list(rows))[0]) == (pair["input_ids"], pair["token_type_ids"])
+    ours.save(tmp_path / "saved")
+    again = read(tmp_path / "saved")
+    assert again.tokenize(texts) == ours.tokenize(texts) and again.digest == ours.digest
+
+
+def test_roformers_tokenizer_without_rjieba_is_one_line(roformer: Folders, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rjieba", None)
+    with pytest.raises(
+        ModelError, match="rjieba, not installed here. Type: pip install rjieba; or give model.tokenizer"
+    ):
+        tokenizer_files.load(roformer["vocab.txt"])
+
+
+def test_a_roformer_that_names_berts_tokenizer_gets_it(roformer: Folders, tmp_path: Path) -> None:
+    for name in ("vocab.txt", "config.json"):
+        shutil.copyfile(roformer["vocab.txt"] / name, tmp_path / name)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    truth = transformers.BertTokenizerFast.from_pretrained(str(tmp_path))
+    assert (
+        tokenizer_files.load(tmp_path).tokenize(CHINESE[:3])
+        == truth(CHINESE[:3], add_special_tokens=False)["input_ids"]
+    )

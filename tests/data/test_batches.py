@@ -146,6 +146,15 @@ def test_masks_segments_and_padding() -> None:
     assert {array.dtype for array in inputs.values()} == {np.dtype(np.int32)}
 
 
+def test_a_third_segment_begins_where_it_is_said_to() -> None:
+    rows = [np.array([7, 4, 8, 9, 4, 3]), np.array([7, 4, 3])]
+    starts = np.array([[2, 5], [2, 2]], np.int32)  # the second row has no second segment
+    encoded = Encoded(inputs={"token_ids": Ragged.of(rows, np.int32), "segment_starts": starts})
+    inputs, _, _ = Batches(encoded, 2, (8,)).make(np.array([0, 1]), 8)
+    assert inputs["segment_ids"].tolist() == [[0, 0, 1, 1, 1, 2, 0, 0], [0, 0, 2, 0, 0, 0, 0, 0]]
+    assert inputs["segment_ids"].dtype == np.int32
+
+
 def test_only_the_inputs_the_model_takes_are_given() -> None:
     encoded = of_lengths([3, 4])
     inputs, _, _ = Batches(encoded, 2, (8,), inputs=("token_ids", "padding_mask")).make(np.array([1, 0]), 8)

@@ -22,7 +22,12 @@ MODULES = {
     "modernbert": "modernbert",
     "opt": "opt",
     "phi3": "phi3",
+    "roformer": "roformer",
+    "whisper": "whisper",
+    "xlnet": "xlnet",
 }
+# Those that hear, which no task of kft does.
+AUDIO = ("whisper",)
 
 
 def family_for(model_type: str) -> Family | None:

@@ -22,6 +22,7 @@ def attention(
     biased: bool = True,
     scores: Any = None,
     turn: Callable[[Any], Any] | None = None,
+    turned_values: bool = False,
 ) -> Any:
     """Returns what attention gives, after its last dense layer.
 
@@ -35,8 +36,9 @@ def attention(
         inner: width of all heads together, where it is another.
         scale: of the scores; one over the root of a head's width where it is left out.
         biased: whether its dense layers have biases.
-        scores: added to the scores before the softmax, or None.
+        scores: added to the scores before the softmax, or what makes that of queries and keys, or None.
         turn: turns queries and keys by their positions, or None.
+        turned_values: whether values are turned as well.
     """
     layers, size = keras.layers, (inner or width) // heads
     query, key, value = (
@@ -50,9 +52,10 @@ def attention(
         for part, x in zip(("query", "key", "value"), inputs, strict=True)
     )
     if turn is not None:
-        query, key = turn(query), turn(key)
+        query, key, value = turn(query), turn(key), turn(value) if turned_values else value
     found = keras.ops.einsum("bqhd,bkhd->bhqk", query * (size**-0.5 if scale is None else scale), key)
-    found = found if scores is None else found + scores
+    if scores is not None:
+        found = found + (scores(query, key) if callable(scores) else scores)
     weights = layers.Softmax(name=f"{start}_attention_softmax")(found, mask=mask)
     weights = layers.Dropout(rate, name=f"{start}_attention_weights_dropout")(weights)
     mixed = keras.ops.einsum("bhqk,bkhd->bqhd", weights, value)
@@ -86,6 +89,13 @@ def distances(places: Any, heads: int) -> Any:
 def from_before_to_behind(table: np.ndarray) -> np.ndarray:
     """Returns a published table of buckets in the order of `distances`."""
     return table[ROWS]
+
+
+def joined(x: Any, more: Any, start: str, rate: float, epsilon: float) -> Any:
+    """Returns the normalized sum of a block's input and what a part of the block makes of it, which drops out first."""
+    more = keras.layers.Dropout(rate, name=f"{start}_dropout")(more)
+    x = keras.layers.Add(name=f"{start}_add")([x, more])
+    return keras.layers.LayerNormalization(epsilon=epsilon, name=f"{start}_layer_norm")(x)
 
 
 def places_of(ids: Any) -> Any:

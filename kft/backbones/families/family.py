@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from kft.backbones import filling, initial
 from kft.backbones.backbone import PublishedHead
@@ -32,6 +32,7 @@ class Family:
         heads: how the names of weights begin that belong to heads.
         head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
+        modality: text or audio.
     """
 
     backbone: str | Callable[..., Any]
@@ -41,6 +42,7 @@ class Family:
     heads: tuple[str, ...]
     head: Head | Callable[[Mapping[str, Any]], Head] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
+    modality: Literal["text", "audio"] = "text"
 
     @property
     def drawn(self) -> bool:

@@ -69,19 +69,13 @@ def mpnet(
         more = drawn.attention(
             (x, x, x), mask[:, None, None, :], start, num_heads, hidden_dim, attention_dropout, scores=bias
         )
-        x = _joined(x, more, f"{start}_attention", dropout, layer_norm_epsilon)
+        x = drawn.joined(x, more, f"{start}_attention", dropout, layer_norm_epsilon)
         more = layers.Dense(
             intermediate_dim, activation=activation, kernel_initializer=drawn.normal(), name=f"{start}_intermediate"
         )(x)
         more = layers.Dense(hidden_dim, kernel_initializer=drawn.normal(), name=f"{start}_output")(more)
-        x = _joined(x, more, start, dropout, layer_norm_epsilon)
+        x = drawn.joined(x, more, start, dropout, layer_norm_epsilon)
     return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": x}, name="mpnet")
-
-
-def _joined(x: Any, more: Any, start: str, rate: float, epsilon: float) -> Any:
-    more = keras.layers.Dropout(rate, name=f"{start}_dropout")(more)
-    x = keras.layers.Add(name=f"{start}_add")([x, more])
-    return keras.layers.LayerNormalization(epsilon=epsilon, name=f"{start}_layer_norm")(x)
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
