@@ -166,6 +166,16 @@ OTHERS = (
         "2,000 billion tokens of English text and code; texts of up to 8,192 tokens",
     ),
     _hf(
+        "xlnet/xlnet-base-cased",
+        "xlnet",
+        116.7,
+        467,
+        "tokens in random order",
+        "en",
+        "MIT",
+        f"{BOOKS}, Giga5, ClueWeb 2012-B, Common Crawl",
+    ),
+    _hf(
         "sentence-transformers/all-MiniLM-L6-v2",
         "bert",
         22.7,

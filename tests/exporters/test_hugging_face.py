@@ -221,6 +221,17 @@ def test_a_head_that_transformers_does_not_have_is_refused(preset: Callable[[str
     assert not (tmp_path / "out").exists()
 
 
+def test_roformers_tokenizer_is_refused(preset: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("rjieba")
+    from kft.exporters.hugging_face import write
+
+    folder = preset("bert")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "RoFormerTokenizer"}')
+    with pytest.raises(ModelError, match="RoFormer's tokenizer cannot be exported with a Bert"):
+        write(finished(folder, "text_classification", ("bad", "good")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_is_exported_by_the_command(
     preset: Callable[[str], Path], quick: dict, variant: Callable[..., dict], backend: str, tmp_path: Path
 ) -> None:
