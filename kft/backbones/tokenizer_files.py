@@ -130,9 +130,11 @@ def _make(engine: Engine, template: Template, pad: int, unk: int, prefix: str, *
 
 
 def _fast(inner: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> Tokenizer:
+    engine = FastEngine(inner)  # before the probe: it takes off the file's own cutting and filling up
     template, prefix = _probe(inner), " " if "ByteLevel" in str(inner.pre_tokenizer) else ""
     pad, unk = (_special(inner, settings.get(name), usual) for name, usual in USUAL.items())
-    engine = WordEngine(inner) if _cuts_words(settings) else FastEngine(inner)
+    if _cuts_words(settings):
+        engine = WordEngine(inner)
     return _make(engine, template, pad, unk, prefix, engine.kind, engine.definition())
 
 

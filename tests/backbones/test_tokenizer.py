@@ -82,6 +82,18 @@ def roberta(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     return {"vocab.json": plain, "tokenizer.json": root / "fast", "keras_hub": root / "keras_hub"}
 
 
+def test_a_file_that_fills_texts_up_and_cuts_them_changes_nothing(bert: Folders, tmp_path: Path) -> None:
+    """As sentence-transformers' files do."""
+    shutil.copytree(bert["tokenizer.json"], tmp_path / "filled")
+    inner = tokenizers.Tokenizer.from_file(str(tmp_path / "filled" / "tokenizer.json"))
+    inner.enable_padding(length=128)
+    inner.enable_truncation(16)
+    inner.save(str(tmp_path / "filled" / "tokenizer.json"))
+    ours, plain = tokenizer_files.load(tmp_path / "filled"), tokenizer_files.load(bert["tokenizer.json"])
+    assert ours.template == plain.template and len(ours.template.suffix) == 1
+    assert ours.tokenize(["good film " * 20]) == plain.tokenize(["good film " * 20])
+
+
 @pytest.fixture(params=["vocab.txt", "tokenizer.json", "keras_hub"])
 def bert_folder(request: pytest.FixtureRequest, bert: Folders) -> Path:
     return bert[request.param]
