@@ -55,7 +55,8 @@ class PublishedHead:
     """A head that was published together with a backbone.
 
     Attributes:
-        reads: what it stands on: pooled, first or tokens; image, for the mean of an image's features.
+        reads: what it stands on: pooled, first or tokens; image, for the mean of an image's features, or a
+            vision transformer's class token.
         labels: the names of its outputs, LABEL_0 and so on where nobody named them.
         weights: kernel and bias by the layer's name: `logits`, and `head_dense` below it where it reads the first token.
     """
