@@ -176,8 +176,9 @@ def test_convnext_gives_the_logits_of_transformers(
 def test_weights_and_config_of_one_network_only_are_taken(backend: str, tmp_path: Path) -> None:
     _, arrays = vit()
     names = ["daisy", "palace", "boat", "owl"]
+    made = {"num_classes": 4, "in_chans": 3, "global_pool": "token", "img_size": [SIZE, SIZE]}
     backbone = kft.load_backbone(
-        written(tmp_path / "named", "test_vit", arrays, "head", label_names=names, model_args={"img_size": SIZE})
+        written(tmp_path / "named", "test_vit", arrays, "head", label_names=names, model_args=made)
     )
     assert backbone.head is not None and list(backbone.head.labels) == names
     changes: tuple[tuple[dict[str, Any], str], ...] = (

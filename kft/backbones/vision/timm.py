@@ -37,7 +37,7 @@ DRAWN = (
 )
 # Where these differ from what a name stands for, config.json says so; they change the training, or what is read elsewhere.
 WITHOUT_EFFECT = re.compile(
-    r"^(num_classes|global_pool|img_size|dynamic_img_\w+|weight_init|fix_init|head_init_scale|\w*drop\w*_rate)$"
+    r"^(num_classes|in_chans|global_pool|img_size|dynamic_img_\w+|weight_init|fix_init|head_init_scale|\w*drop\w*_rate)$"
 )
 COUNTER = ".num_batches_tracked"
 # Those whose own head has more layers than its last one, which KerasHub's backbone ends before.
@@ -222,8 +222,9 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _images(config: Mapping[str, Any]) -> Images:
     settings = _settings(config)
     channels, *size = settings.get("input_size") or (3, 224, 224)
-    # What a vision transformer was made for, where that is not what config.json took over from an older one.
-    size = (config.get("model_args") or {}).get("img_size") or size
+    # What a model was made for, where that is not what config.json took over from an older one.
+    made = config.get("model_args") or {}
+    channels, size = made.get("in_chans") or channels, made.get("img_size") or size
     height, width = (size, size) if isinstance(size, int) else size
     mean, deviation = settings.get("mean") or (0.485, 0.456, 0.406), settings.get("std") or (0.229, 0.224, 0.225)
     return Images(
