@@ -204,6 +204,8 @@ def test_list_models_can_be_narrowed() -> None:
     assert {row["name"] for row in images["models"]} == {
         "hf://google/vit-base-patch16-224-in21k",
         "hf://timm/resnet50.a1_in1k",
+        "hf://timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
+        "hf://timm/convnext_tiny.in12k_ft_in1k",
     }
     assert "hf://google/vit-base-patch16-224-in21k" in kft("list", "models", "--source", "hf").stdout
 

@@ -6,7 +6,9 @@ import contextlib
 import io
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import keras
@@ -17,8 +19,9 @@ from kft import backend
 from kft.backbones import filling, initial
 from kft.backbones.backbone import Images, PublishedHead
 from kft.backbones.folders import ModelFolder
+from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors, opened
-from kft.backbones.vision import efficientnet
+from kft.backbones.vision import convnext, efficientnet, vit
 from kft.backbones.vision.measures import VARIANTS
 from kft.errors import ModelError
 from kft.recipe import Model
@@ -28,17 +31,26 @@ PADDED_AS_TENSORFLOW = re.compile(r"^tf_efficientnet_(b[0-7]|lite[0-4])$")
 # What KerasHub computes as timm does, by the beginning of timm's names. Not DenseNet and EfficientNet-EdgeTPU, whose features
 # differ by 0.08 and 0.7 of the largest, and not HGNetV2, whose weights do not fit KerasHub's class.
 KERAS_HUB = ("resnet", "efficientnet_b", "efficientnet_lite", "cspresne", "cspdarknet", "darknet", "mobilenetv3", "vgg")
+DRAWN = (
+    "tf_efficientnet_b0 to _b7 and _lite0 to _lite4, vit_ and deit_ with _tiny to _huge, _patch… and the images' size behind, "
+    "convnext_atto to _xxlarge, convnextv2_atto to _huge"
+)
+# Where these differ from what a name stands for, config.json says so; they change the training, or what is read elsewhere.
+WITHOUT_EFFECT = re.compile(
+    r"^(num_classes|in_chans|global_pool|img_size|dynamic_img_\w+|weight_init|fix_init|head_init_scale|\w*drop\w*_rate)$"
+)
 COUNTER = ".num_batches_tracked"
-# Families whose own head has layers below its last one, which KerasHub's backbones end before.
-TAILS = ("mobilenetv3", "vgg")
-BELOW_LAST = ("conv_head.", "pre_logits.")
+# Those whose own head has more layers than its last one, which KerasHub's backbone ends before.
+TAILS, BELOW_LAST = "vgg", "pre_logits."
+# Width of the layer that MobileNetV3 has between the mean of its features and its head.
+MOBILE, MOBILE_WIDTHS = "mobilenetv3", {"small": 1024, "large": 1280}
 
 
 def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead | None]:
     """Builds a backbone as its configuration says, with the folder's weights or random ones.
 
     Returns:
-        The backbone, how it wants its images, and the head that was published with it, if one on the mean of features was.
+        The backbone, how it wants its images, and the head that was published with it, if one on the features was.
 
     Raises:
         ModelError: if kft does not know the architecture, or weights and places do not fit.
@@ -48,28 +60,77 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
         raise ModelError(
             f"model.config and model.attention_dropout do not change a model of timm's ({architecture}). Leave them out."
         )
-    if known := PADDED_AS_TENSORFLOW.match(architecture):
-        shape = VARIANTS[known[1]]
+    images = _images(folder.config)
+    drawn = _drawn(architecture, folder, images)
+    if drawn is not None:
         with initial.undrawn() if config.pretrained else contextlib.nullcontext():
-            model = efficientnet.build(shape, config.dropout or 0.0)
+            model = drawn.build(dropout=config.dropout or 0.0)
     elif architecture.startswith(KERAS_HUB):
         model = _keras_hub(folder, config, architecture)
+        if architecture.startswith(MOBILE):
+            model = _with_last_layer(model, architecture)
     else:
         raise ModelError(
-            f"'{folder.handle}' is timm's {architecture}, which kft has no backbone for. Allowed: tf_efficientnet_b0 to _b7 and "
-            f"_lite0 to _lite4, and names that begin with {', '.join(KERAS_HUB)}, as far as KerasHub knows them."
+            f"'{folder.handle}' is timm's {architecture}, which kft has no backbone for. Allowed: {DRAWN}, and names that begin "
+            f"with {', '.join(KERAS_HUB)}, as far as KerasHub knows them."
         )
-    images = _images(folder.config)
     if not config.pretrained:
         return model, images, None
-    head = str(_settings(folder.config).get("classifier") or "fc")
-    tensors = opened(folder.path)
-    if known:
-        found = list(efficientnet.places(model, shape))
-        filling.fill(found, tensors, "", lambda name: _is_beside(name, head), f"timm {architecture}")
-    else:
-        _all_placed(model, tensors, architecture, head)
-    return model, images, _published(tensors, folder.config, head, architecture, model)
+    return model, images, _filled(model, opened(folder.path), folder.config, architecture, drawn)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A network that is built and filled here, not by KerasHub's converters.
+
+    Attributes:
+        build: gives a backbone, from a rate of `dropout`.
+        places: of a backbone's weights.
+        classifier: how its head's names begin, or its heads', where config.json does not say it.
+    """
+
+    build: Callable[..., Any]
+    places: Callable[[Any], Iterable[Place]]
+    classifier: str | list[str]
+
+
+def _drawn(architecture: str, folder: ModelFolder, images: Images) -> Drawn | None:
+    if known := PADDED_AS_TENSORFLOW.match(architecture):
+        shape = VARIANTS[known[1]]
+        return Drawn(partial(efficientnet.build, shape), partial(efficientnet.places, shape=shape), "classifier")
+    if net := convnext.VARIANTS.get(architecture):
+        _refuse_changes(folder, architecture, "avg")
+        return Drawn(partial(convnext.build, net, images.channels), partial(convnext.places, shape=net), "head.fc")
+    if (found := vit.named(architecture)) and images.size:
+        _refuse_changes(folder, architecture, "token")
+        if any(side % found.patch for side in images.size):
+            raise ModelError(
+                f"'{folder.handle}': config.json has images of {images.size[0]} by {images.size[1]} pixels, which patches of "
+                f"{found.patch} do not fill. It is not of the {architecture} that it names."
+            )
+        build = partial(vit.build, found, (*images.size, images.channels))
+        return Drawn(build, partial(vit.places, shape=found), ["head", "head_dist"] if found.distilled else "head")
+    return None
+
+
+def _refuse_changes(folder: ModelFolder, architecture: str, pooling: str) -> None:
+    """Sees to it that a network is the one that its name stands for.
+
+    Raises:
+        ModelError: if config.json has other features or layers for it.
+    """
+    more = folder.config.get("model_args") or {}
+    if others := [name for name in more if not WITHOUT_EFFECT.match(name)]:
+        raise ModelError(
+            f"'{folder.handle}': model_args in config.json changes timm's {architecture} by {', '.join(others)}, and kft has "
+            "only the network that the name stands for. Take a folder without it."
+        )
+    found = more.get("global_pool", folder.config.get("global_pool", pooling))
+    if found != pooling:
+        raise ModelError(
+            f"'{folder.handle}': global_pool in config.json is {found!r}; of {architecture} kft knows only '{pooling}'. Take "
+            "a folder with that."
+        )
 
 
 def _keras_hub(folder: ModelFolder, config: Model, architecture: str) -> Any:
@@ -89,11 +150,35 @@ def _keras_hub(folder: ModelFolder, config: Model, architecture: str) -> Any:
         raise ModelError(f"KerasHub cannot build '{folder.handle}' (timm's {architecture}): {reason}") from None
 
 
-def _is_beside(name: str, head: str) -> bool:
-    return name.endswith(COUNTER) or name.startswith(f"{head}.")
+def _filled(
+    model: Any, tensors: Tensors, config: Mapping[str, Any], architecture: str, drawn: Drawn | None
+) -> PublishedHead | None:
+    """Gives a model its weights, all of them, and returns the head among them."""
+    named = _settings(config).get("classifier") or (drawn.classifier if drawn else "fc")
+    heads, family = tuple(named) if isinstance(named, list) else (str(named),), f"timm {architecture}"
+    if drawn:
+        filling.fill(drawn.places(model), tensors, "", lambda name: _is_beside(name, heads), family)
+    else:
+        if architecture.startswith(MOBILE):
+            last = convnext.pointwise(model.get_layer("conv_head"), "conv_head")
+            filling.fill(last, tensors, "", lambda name: True, family)
+        _all_placed(model, tensors, architecture, heads)
+    return _published(tensors, config, heads, architecture, model)
 
 
-def _all_placed(model: Any, tensors: Tensors, architecture: str, head: str) -> None:
+def _with_last_layer(model: Any, architecture: str) -> Any:
+    """Adds the layer that MobileNetV3 has behind the mean of its features, section 5.1 of arXiv:1905.02244."""
+    width = next((found for size, found in MOBILE_WIDTHS.items() if size in architecture), MOBILE_WIDTHS["large"])
+    x = keras.layers.GlobalAveragePooling2D(name="mean_of_features")(model.output)
+    x = keras.layers.Dense(width, activation="hard_silu", name="conv_head")(x)
+    return keras.Model(model.input, x, name=model.name)
+
+
+def _is_beside(name: str, heads: tuple[str, ...]) -> bool:
+    return name.endswith(COUNTER) or name.startswith(tuple(f"{head}." for head in heads))
+
+
+def _all_placed(model: Any, tensors: Tensors, architecture: str, heads: tuple[str, ...]) -> None:
     """Sees to it that each published tensor is a weight of the model now, and each weight a tensor.
 
     KerasHub's converters take what they want and say nothing of the rest. They only move axes, so a tensor is known by its
@@ -105,7 +190,7 @@ def _all_placed(model: Any, tensors: Tensors, architecture: str, head: str) -> N
     wanted = Counter(_mark(keras.ops.convert_to_numpy(w)) for w in model.weights if "float" in str(w.dtype))
     left = []
     for name in tensors:
-        if _is_beside(name, head):
+        if _is_beside(name, heads):
             continue
         mark = _mark(np.asarray(tensors[name], np.float32))
         if wanted[mark] > 0:
@@ -117,7 +202,7 @@ def _all_placed(model: Any, tensors: Tensors, architecture: str, head: str) -> N
     if left or empty:
         listed = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
         raise ModelError(
-            f"'{tensors.place}': KerasHub's {type(model).__name__} has no place for {listed or 'nothing'}, and {empty} weights "
+            f"'{tensors.place}': KerasHub's {architecture} has no place for {listed or 'nothing'}, and {empty} weights "
             f"that no tensor fills. It is not the {architecture} that config.json names, or a variant KerasHub does not know."
         )
 
@@ -135,21 +220,26 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _images(config: Mapping[str, Any]) -> Images:
     settings = _settings(config)
-    size = settings.get("input_size") or (3, 224, 224)
+    channels, *size = settings.get("input_size") or (3, 224, 224)
+    # What a model was made for, where that is not what config.json took over from an older one.
+    made = config.get("model_args") or {}
+    channels, size = made.get("in_chans") or channels, made.get("img_size") or size
+    height, width = (size, size) if isinstance(size, int) else size
     mean, deviation = settings.get("mean") or (0.485, 0.456, 0.406), settings.get("std") or (0.229, 0.224, 0.225)
     return Images(
-        (int(size[1]), int(size[2])),
-        int(size[0]),
+        (int(height), int(width)),
+        int(channels),
         tuple(255 * float(value) for value in mean),
         tuple(255 * float(value) for value in deviation),
     )
 
 
 def _published(
-    tensors: Tensors, config: Mapping[str, Any], head: str, architecture: str, model: Any
+    tensors: Tensors, config: Mapping[str, Any], heads: tuple[str, ...], architecture: str, model: Any
 ) -> PublishedHead | None:
-    names = [f"{head}.{part}" for part in ("weight", "bias")]
-    if architecture.startswith(TAILS) or any(name not in tensors for name in names):
+    names = [f"{heads[0]}.{part}" for part in ("weight", "bias")]
+    # The mean of two heads on two tokens, as DeiT's distilled ones have it, is none on the class token.
+    if architecture.startswith(TAILS) or len(heads) > 1 or any(name not in tensors for name in names):
         return None
     kernel, bias = (np.asarray(tensors[name], np.float32) for name in names)
     kernel = kernel.reshape(kernel.shape[0], -1).T
