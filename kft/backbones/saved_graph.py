@@ -14,6 +14,7 @@ import numpy as np
 
 FILE = "saved_model.pb"
 CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+DEEPEST = 64  # calls in calls: a function may call itself
 # Operations that give what they are given; the variables' own are read through as well.
 PASSED = ("Identity", "IdentityN", "ReadVariableOp", "StopGradient", "CheckNumerics", "PreventGradient", "Snapshot")
 
@@ -143,11 +144,13 @@ class Scope:
         library: every function by its name.
         function: the one that is called, as TensorFlow's FunctionDef.
         arguments: what it is called with, one after the other: a source, or a tensor's name where it is called.
+        depth: how many calls it is in.
     """
 
     library: Mapping[str, Any]
     function: Any
     arguments: Sequence[Source | tuple[Scope, str]]
+    depth: int = 0
     calls: dict[str, Scope] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -172,7 +175,7 @@ class Scope:
                 scope, text = found
                 continue
             node, place = scope._nodes[name], int(rest.rpartition(":")[2] or 0)
-            if node.op in CALLS:
+            if node.op in CALLS and scope.depth < DEEPEST:
                 scope = scope._called(node)
                 text = scope.results[place]
             elif node.op in PASSED:
@@ -183,7 +186,7 @@ class Scope:
     def _called(self, node: Any) -> Scope:
         if node.name not in self.calls:
             function = self.library[node.attr["f"].func.name]
-            self.calls[node.name] = Scope(self.library, function, [(self, text) for text in data(node)])
+            self.calls[node.name] = Scope(self.library, function, [(self, text) for text in data(node)], self.depth + 1)
         return self.calls[node.name]
 
 

@@ -258,12 +258,15 @@ def lowercases(found: Contents, words: Path) -> bool:
     return all(word == word.lower() for word in lines if not word.startswith("["))
 
 
-def main() -> None:
-    """Writes what is known of a SavedModel: its folder, and the folder to write to."""
+def convert(folder: Path, place: Path) -> None:
+    """Writes what is known of a SavedModel.
+
+    Args:
+        folder: the SavedModel's.
+        place: the folder to write to.
+    """
     from safetensors.numpy import save_file
 
-    folder, place = Path(sys.argv[1]), Path(sys.argv[2])
-    sys.setrecursionlimit(100_000)  # a graph is as deep as its network
     files, words = saved_graph.files(folder), vocabulary(folder)
     found = contents(files)
     known = encoder(found) or saved_images.read(files)
@@ -284,4 +287,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.setrecursionlimit(100_000)  # a graph is as deep as its network
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

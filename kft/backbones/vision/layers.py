@@ -25,8 +25,8 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
     standardized each time it is used, as in Big Transfer (arXiv:1912.11370), is so once, and trained as it is then.
 
     Returns:
-        The backbone, from scaled images to what the SavedModel gives, (batch, channels) or (batch, height, width, channels);
-        how it wants its images; and the classifier that was published above it, if there was one.
+        The backbone, from images as the SavedModel takes them to what it gives, (batch, channels) or (batch, height, width,
+        channels); how it wants its images; and the classifier that was published above it, if there was one.
 
     Raises:
         ModelError: if weights and places do not fit, or the recipe changes what cannot be changed here.
@@ -36,15 +36,11 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
             f"'{folder.handle}' was read off a SavedModel's graph: model.config, model.dropout and model.attention_dropout do "
             "not change it. Leave them out."
         )
-    wanted = folder.config["images"]
-    images = Images(
-        tuple(wanted["size"]) if wanted["size"] else None,
-        wanted["channels"],
-        tuple(wanted["mean"]),
-        tuple(wanted["deviation"]),
-    )
+    size = folder.config["size"]
+    # By TF-Hub's convention numbers between 0 and 1 (https://www.tensorflow.org/hub/common_signatures/images).
+    images = Images(tuple(size) if size else None, folder.config["channels"])
     with initial.undrawn() if config.pretrained else contextlib.nullcontext():
-        model = build(folder.config, images.channels)
+        model = _drawn(folder, images.channels)
     if not config.pretrained:
         return model, images, None
     head = folder.config["head"]
@@ -59,14 +55,20 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
         return model, images, _published(tensors, head) if head else None
 
 
-def build(config: Mapping[str, Any], channels: int) -> Any:
-    """Builds a `keras.Model` from images of any height and width to the output that a configuration names."""
+def _drawn(folder: ModelFolder, channels: int) -> Any:
     tensors = [keras.Input((None, None, channels), name="images")]
-    for layer in config["layers"]:
-        inputs = [tensors[number] for number in layer["inputs"]]
-        made = getattr(keras.layers, layer["layer"])(**layer["options"], name=layer["name"])
-        tensors.append(made(inputs if len(inputs) > 1 else inputs[0]))
-    return keras.Model(tensors[0], tensors[config["output"]], name="saved_model_layers")
+    try:
+        for layer in folder.config["layers"]:
+            inputs = [tensors[number] for number in layer["inputs"]]
+            made = getattr(keras.layers, layer["layer"])(**layer["options"], name=layer["name"])
+            tensors.append(made(inputs if len(inputs) > 1 else inputs[0]))
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"Keras cannot draw {layer['name']} ({layer['layer']}) of '{folder.handle}': {reason} Set model.bridge=true to run "
+            "its own graph."
+        ) from None
+    return keras.Model(tensors[0], tensors[-1], name="saved_model_layers")
 
 
 def _published(tensors: Tensors, head: Mapping[str, str]) -> PublishedHead:

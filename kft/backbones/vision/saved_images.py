@@ -13,6 +13,8 @@ from kft.backbones.vision.saved_layers import Layers
 
 FORMAT = "layers"
 # What the last layer of TF-Hub's classifiers is called: MobilenetV2/Logits, resnet_v2_50/logits, resnet/head, predictions.
+# What a graph may raise that is put together as none before it: it goes over the bridge, as all that is not known.
+UNFORESEEN = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
 HEAD = re.compile(r"(^|[/_])(logits|head|predictions|classifier)([/_\d]|$)", re.IGNORECASE)
 
 
@@ -22,51 +24,45 @@ def read(found: Files) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     It has the interface of TF-Hub's reusable models (https://www.tensorflow.org/hub/reusable_saved_models) and gives one
     tensor. Every way to call it must come to the same.
     """
-    every = [_read(found, scope, shape) for scope, shape in calls(found)]
-    known = [one for one in every if one is not None]
-    if not known or len(known) != len(every):
+    try:
+        every = [_read(found, scope, shape) for scope, shape in calls(found)]
+    except (UnknownOperationError, *UNFORESEEN):
         return None
-    if any(_unnamed(config) != _unnamed(known[0][0]) for config, _ in known[1:]):
+    if not every or any(_unnamed(config) != _unnamed(every[0][0]) for config, _ in every[1:]):
         return None
-    return known[0]
+    return every[0]
 
 
 def _unnamed(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "layers": [{**layer, "name": ""} for layer in config["layers"]]}
 
 
-def _read(found: Files, scope: Scope, shape: Shape) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    if shape[3] not in (1, 3) or len(scope.results) != 1:
-        return None
+def _read(found: Files, scope: Scope, shape: Shape) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     layers = Layers(found, shape)
-    try:
-        result = layers.value(scope.source(scope.results[0]))
-        last = layers.settled(result)
-    except UnknownOperationError:
-        return None
+    if shape[3] not in (1, 3) or len(scope.results) != 1:
+        raise UnknownOperationError("other channels than 1 or 3, or several results")
+    result = layers.value(scope.source(scope.results[0]))
+    last = layers.settled(result)
     if not last or len(result.shape) not in (1, 3):
-        return None
+        raise UnknownOperationError("a result that is no vector and no map of features")
     return _finished(layers, last, shape)
 
 
-def _finished(layers: Layers, last: int, shape: Shape) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    drawn = layers.drawn
-    last, head = _cut(drawn, last)
-    kept = _reached(drawn, last)
-    images, taken = _images(drawn, kept, shape)
-    numbers = {0: 0, **{old: new for new, old in enumerate((n for n in kept if n != taken), 1)}}
-    if taken:
-        numbers[taken] = 0
-    if not last or not numbers[last]:
-        return None
-    listed = [
-        {**drawn[old - 1], "inputs": [numbers[place] for place in drawn[old - 1]["inputs"]]}
-        for old in kept
-        if old != taken
-    ]
+def _finished(layers: Layers, last: int, shape: Shape) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    last, head = _cut(layers.drawn, last)
+    kept = _reached(layers.drawn, last)
+    numbers = {0: 0, **{old: new for new, old in enumerate(kept, 1)}}
+    listed = [layers.drawn[old - 1] for old in kept]
+    listed = [{**layer, "inputs": [numbers[place] for place in layer["inputs"]]} for layer in listed]
     names = {name for layer in listed for name in layer["weights"].values()} | set((head or {}).values())
-    config = {"format": FORMAT, "images": images, "layers": listed, "output": numbers[last], "head": head}
-    return config, {name: layers.weights[name] for name in layers.weights if name in names}
+    config = {
+        "format": FORMAT,
+        "size": None if None in shape[1:3] else list(shape[1:3]),
+        "channels": shape[3],
+        "layers": listed,
+        "head": head,
+    }
+    return config, {name: array for name, array in layers.weights.items() if name in names}
 
 
 def _cut(drawn: list[dict[str, Any]], last: int) -> tuple[int, dict[str, str] | None]:
@@ -103,22 +99,3 @@ def _reached(drawn: list[dict[str, Any]], last: int) -> list[int]:
             seen.add(number)
             waiting += drawn[number - 1]["inputs"]
     return sorted(seen)
-
-
-def _images(drawn: list[dict[str, Any]], kept: list[int], shape: Shape) -> tuple[dict[str, Any], int]:
-    """Returns how images are wanted, on the scale 0 to 255, and the number of the layer that this stands for.
-
-    By TF-Hub's convention a SavedModel takes numbers between 0 and 1
-    (https://www.tensorflow.org/hub/common_signatures/images); what it makes of them first is a scale, too.
-    """
-    first = [number for number in kept if 0 in drawn[number - 1]["inputs"]]
-    scale, offset, taken = np.ones(1), np.zeros(1), 0
-    if len(first) == 1 and drawn[first[0] - 1]["layer"] == "Rescaling":
-        options, taken = drawn[first[0] - 1]["options"], first[0]
-        scale, offset = (np.atleast_1d(np.asarray(options[name], np.float64)) for name in ("scale", "offset"))
-    if not (scale > 0).all():
-        scale, offset, taken = np.ones(1), np.zeros(1), 0
-    mean, deviation = -offset / scale * 255, np.broadcast_to(255 / scale, np.broadcast(scale, offset).shape)
-    size = None if None in shape[1:3] else list(shape[1:3])
-    images = {"size": size, "channels": shape[3], "mean": (mean + 0.0).tolist(), "deviation": deviation.tolist()}
-    return images, taken
