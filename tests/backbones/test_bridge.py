@@ -261,7 +261,7 @@ def test_a_run_trains_on_images(hub_images: Path, backend: str, tmp_path: Path) 
         {
             "task": "image_classification",
             "backend": backend,
-            "model": {"preset": str(hub_images)},
+            "model": {"preset": str(hub_images), "bridge": True},
             "data": {"source": str(tmp_path / "pictures"), "validation": 0.25},
             "train": {"epochs": 6, "batch_size": 8, "learning_rate": 0.05},
             "output": {"directory": str(tmp_path / "run")},
