@@ -16,6 +16,7 @@ import pytest
 
 import kft
 from kft.backbones import folders, saved_model
+from kft.errors import ModelError
 
 pytestmark = pytest.mark.backend
 MEAN, DEVIATION = [0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]
@@ -383,3 +384,16 @@ def test_what_no_layer_computes_is_left_to_the_bridge(backend: str, name: str, t
 
     folder, _ = saved(tf, odd_ones(tf)[name], None, tmp_path / "odd")
     assert [file.name for file in read(folder, tmp_path / "read").iterdir()] == [saved_model.UNKNOWN]
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    "layer",
+    [{"layer": "TFSMLayer", "options": {"filepath": "x"}}, {"layer": "Dense", "options": {"kernel_initializer": {}}}],
+)
+def test_a_folder_names_no_layer_that_loads_something(layer: dict[str, Any], tmp_path: Path) -> None:
+    one = {**layer, "name": "one", "inputs": [0], "weights": {}}
+    config = {"format": "layers", "size": None, "channels": 3, "layers": [one], "head": None}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf8")
+    with pytest.raises(ModelError, match="Unknown layer in config.json|are to be numbers, words and lists"):
+        kft.load_backbone(str(tmp_path))

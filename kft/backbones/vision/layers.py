@@ -14,8 +14,28 @@ from kft.backbones.backbone import Images, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors, opened
-from kft.errors import ModelError
+from kft.errors import ModelError, unknown
 from kft.recipe import Model
+
+# What a folder may name: layers that compute, and load nothing.
+KINDS = (
+    "Activation",
+    "Add",
+    "AveragePooling2D",
+    "BatchNormalization",
+    "Concatenate",
+    "Conv2D",
+    "Dense",
+    "DepthwiseConv2D",
+    "GlobalAveragePooling2D",
+    "GroupNormalization",
+    "MaxPooling2D",
+    "Multiply",
+    "Rescaling",
+    "Reshape",
+    "Subtract",
+    "ZeroPadding2D",
+)
 
 
 def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead | None]:
@@ -45,20 +65,27 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
         return model, images, None
     head = folder.config["head"]
     beside = set((head or {}).values())
-    with opened(folder.path) as tensors:
-        places = [
-            Place(getattr(model.get_layer(layer["name"]), part), name)
-            for layer in folder.config["layers"]
-            for part, name in layer["weights"].items()
-        ]
-        filling.fill(places, tensors, "", beside.__contains__, "SavedModel")
-        return model, images, _published(tensors, head) if head else None
+    tensors = opened(folder.path)
+    places = [
+        Place(getattr(model.get_layer(layer["name"]), part), name)
+        for layer in folder.config["layers"]
+        for part, name in layer["weights"].items()
+    ]
+    filling.fill(places, tensors, "", beside.__contains__, "SavedModel")
+    return model, images, _published(tensors, head) if head else None
 
 
 def _drawn(folder: ModelFolder, channels: int) -> Any:
     tensors = [keras.Input((None, None, channels), name="images")]
     try:
         for layer in folder.config["layers"]:
+            if layer["layer"] not in KINDS:
+                raise ModelError(unknown("layer in config.json", str(layer["layer"]), KINDS))
+            if any(isinstance(value, dict) for value in layer["options"].values()):
+                raise ModelError(
+                    f"'{folder.handle}': the options of {layer['name']} in config.json are to be numbers, words and lists. Get "
+                    "the folder again."
+                )
             inputs = [tensors[number] for number in layer["inputs"]]
             made = getattr(keras.layers, layer["layer"])(**layer["options"], name=layer["name"])
             tensors.append(made(inputs if len(inputs) > 1 else inputs[0]))

@@ -12,9 +12,9 @@ from kft.backbones.vision.operations import UnknownOperationError
 from kft.backbones.vision.saved_layers import Layers
 
 FORMAT = "layers"
-# What the last layer of TF-Hub's classifiers is called: MobilenetV2/Logits, resnet_v2_50/logits, resnet/head, predictions.
 # What a graph may raise that is put together as none before it: it goes over the bridge, as all that is not known.
 UNFORESEEN = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
+# What the last layer of TF-Hub's classifiers is called: MobilenetV2/Logits, resnet_v2_50/logits, resnet/head, predictions.
 HEAD = re.compile(r"(^|[/_])(logits|head|predictions|classifier)([/_\d]|$)", re.IGNORECASE)
 
 
