@@ -85,10 +85,11 @@ class Given:
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable, by its object's number and its name."""
+    """A variable, by its object's number and its name, and whether it may be trained."""
 
     number: int
     name: str
+    trained: bool
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,8 @@ def _leaves(part: Any) -> list[Any]:
 def _bound(found: Files, number: int) -> Source:
     kind = found.objects[number].WhichOneof("kind")
     if kind == "variable" and number in found.keys:
-        return Variable(number, found.objects[number].variable.name.partition(":")[0] or f"variable_{number}")
+        own = found.objects[number].variable
+        return Variable(number, own.name.partition(":")[0] or f"variable_{number}", own.trainable)
     if kind == "constant":
         wanted = found.objects[number].constant.operation
         node = next((node for node in found.meta.graph_def.node if node.name == wanted), None)
@@ -269,6 +271,7 @@ ARITHMETIC: Mapping[str, Callable[..., np.ndarray]] = {
     "Mul": np.multiply,
     "RealDiv": np.divide,
     "Neg": np.negative,
+    "Maximum": np.maximum,
     "Sqrt": np.sqrt,
     "Rsqrt": lambda x: 1 / np.sqrt(x),
     "Square": np.square,

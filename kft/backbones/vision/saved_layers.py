@@ -221,7 +221,10 @@ class Layers:
         return self._merged(op, "Multiply", times)
 
     def _quotient(self, op: Operation) -> Value:
-        by = by_channel(op, constant(op.inputs[1]), (found := self.value(op.inputs[0])).shape)
+        found, number = self.value(op.inputs[0]), self._number(op.inputs[1])
+        if number is None:
+            raise UnknownOperationError(f"{op.kind} {op.node.name}, by what is no number")
+        by = by_channel(op, number, found.shape)
         return replace(found, scale=found.scale / by, offset=found.offset / by)
 
     def _merged(self, op: Operation, layer: str, by_number: Callable[[Value, Any, bool], Value]) -> Value:
@@ -235,8 +238,9 @@ class Layers:
         return self._draw(layer, op.node.name, [one, other], broadcast(op, one.shape, other.shape), {}, sides=sides)
 
     def _number(self, source: Source) -> np.ndarray | None:
+        """Returns what is written in the graph, or is measured and not trained, as the means of images are."""
         found = value(self._found, source)
-        return None if found is None or variables(source) else found
+        return None if found is None or any(own.trained for own in variables(source)) else found
 
     def _fused(self, op: Operation) -> Value:
         x, *rest = op.inputs
@@ -246,9 +250,9 @@ class Layers:
 
     def _batch(self, op: Operation, x: Source, weights: dict[str, Source], epsilon: float) -> Value:
         for name, nothing in (("gamma", 1), ("beta", 0)):
-            number = self._number(weights[name]) if name in weights else None
-            if number is not None:
-                require(bool((number == nothing).all()), op)
+            if name in weights and not isinstance(weights[name], Variable):
+                number = self._number(weights[name])
+                require(number is not None and bool((number == nothing).all()), op)
                 del weights[name]
         require(all(isinstance(weight, Variable) for weight in weights.values()), op)
         found = self.value(x)
