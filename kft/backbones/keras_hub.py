@@ -9,17 +9,16 @@ from typing import Any
 
 import keras
 import keras_hub
+from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from kft import backend
+from kft.backbones import converted
 from kft.backbones.backbone import Images
 from kft.backbones.folders import ModelFolder
-from kft.backbones.renamed import folder_for
+from kft.backbones.hub_types import TYPES, adapted, arguments
+from kft.backbones.tensors import opened
 from kft.errors import KftError, ModelError, unknown
 from kft.recipe import Model
-
-LEFT_OUT = {"llama": {"rms_norm_eps": "layer_norm_epsilon"}, "vit": {"layer_norm_eps": "layer_norm_epsilon"}}
-# Decoders whose way back from states to tokens, which no head of kft's reads, need not be loaded.
-WITHOUT_WAY_BACK = ("llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
 
 
 def from_configuration(config: Model) -> Any:
@@ -45,6 +44,8 @@ def from_folder(folder: ModelFolder, config: Model) -> Any:
     model = _build(folder, config)
     _tell_tied(model)
     part_attention_dropout(model, config)
+    if isinstance(model.input, dict) and list(model.input) == ["images"]:
+        return keras.Model(model.input["images"], model.output, name=model.name)
     return model
 
 
@@ -88,15 +89,15 @@ def part_attention_dropout(model: Any, config: Model) -> None:
 
 def _build(folder: ModelFolder, config: Model) -> Any:
     changes = dict(config.config)
-    path = folder_for(folder) if config.pretrained else folder.path
     try:
         with backend.without_tensorflow():
             if config.dropout is not None:
                 changes |= _dropout(_class(folder), config)
-            changes = {**_left_out(folder), **changes}
             if config.image_size is not None:
                 changes["image_shape"] = (config.image_size, config.image_size, 3)
-            return keras_hub.models.Backbone.from_preset(str(path), load_weights=config.pretrained, **changes)
+            if folder.format == "hugging_face":
+                return _converted(folder, config, changes)
+            return keras_hub.models.Backbone.from_preset(str(folder.path), load_weights=config.pretrained, **changes)
     except KftError:
         raise
     except Exception as error:
@@ -104,11 +105,25 @@ def _build(folder: ModelFolder, config: Model) -> Any:
         raise ModelError(f"KerasHub cannot build '{folder.handle}' ({folder.format}): {reason}") from None
 
 
-def _left_out(folder: ModelFolder) -> dict[str, Any]:
-    """Returns what KerasHub's converter of a family does not read off its configuration, or reads and need not."""
-    kind = str(folder.config.get("model_type")) if folder.format == "hugging_face" else ""
-    found = {ours: folder.config[name] for name, ours in LEFT_OUT.get(kind, {}).items() if name in folder.config}
-    return found | ({"tie_word_embeddings": True} if kind in WITHOUT_WAY_BACK else {})
+def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> Any:
+    """Builds a model of Hugging Face's as KerasHub's converter says, and fills it strictly."""
+    loader = get_preset_loader(str(folder.path))
+    known = TYPES.get(kind := str(folder.config["model_type"]))
+    if known is None:
+        raise ModelError(
+            f"'{folder.handle}' is a {kind}, whose numbers KerasHub's reading is not known to keep. Give a model of another "
+            f"model_type. Read this way: {', '.join(sorted(TYPES))}."
+        )
+    # Sizes that a recipe asks for count for what is checked too.
+    size = {} if config.image_size is None else {"image_size": config.image_size}
+    changes = {**arguments({**folder.config, **size}, known), **changes}
+    loader.config = adapted(folder.config)
+    model = loader.load_backbone(loader.check_backbone_class(), False, **changes)
+    if config.pretrained:
+        reader = converted.Reader(opened(folder.path), known.prefix)
+        all_blocks = "num_layers" not in config.config
+        converted.fill(model, loader.converter, loader.config, reader, all_blocks=all_blocks)
+    return model
 
 
 def _class(folder: ModelFolder) -> Any:
