@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,11 @@ class Reader:
     Args:
         tensors: the weights.
         prefix: what a model with a head puts before the names of its backbone's weights.
+        scales: factors on tensors, by KerasHub's names of them.
     """
 
-    def __init__(self, tensors: Tensors, prefix: str) -> None:
-        self._tensors, self._prefix = tensors, prefix
+    def __init__(self, tensors: Tensors, prefix: str, scales: Mapping[str, float]) -> None:
+        self._tensors, self._prefix, self._scales = tensors, prefix, scales
         self.used: set[str] = set()
         self.preset = str(tensors.place)
 
@@ -63,7 +64,8 @@ class Reader:
                 f"'{self._tensors.place}' has no weights for {name}. Give a folder with the whole model, as config.json says."
             )
         self.used.add(found)
-        return self._tensors[found].view(Whole)
+        array = self._tensors[found]
+        return (array * self._scales[name] if name in self._scales else array).view(Whole)
 
     def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Callable[..., Any] | None = None) -> None:
         """Gives a place its tensor, turned as the converter says; the names of the arguments are KerasHub's."""
@@ -86,6 +88,7 @@ class Reader:
     def complain(self, *, all_blocks: bool, kind: str) -> None:
         """Raises a ModelError that lists what was not asked for and is neither a head's nor a buffer."""
         left = [name for name in self._tensors if name not in self.used and not self._known(name, all_blocks)]
+        left = [name for name in left if self._tensors[name].size]
         if left:
             raise ModelError(
                 f"'{self._tensors.place}' has weights that find no place in a {kind} backbone: {listed(left, 4)}. It is of "

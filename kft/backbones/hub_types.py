@@ -6,6 +6,7 @@ what must have the value that KerasHub computes with.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ class HubType:
         heads: whether a head has to be as wide as the states, divided by their number.
         more: looks at what one field does not tell, and returns further arguments.
         without_way_back: whether the way back from states to tokens, which no head of kft's reads, need not be loaded.
+        scales: what KerasHub leaves out and a factor on a tensor makes up for.
     """
 
     prefix: str
@@ -36,6 +38,7 @@ class HubType:
     heads: bool = False
     more: Callable[[Config], dict[str, Any]] = lambda config: {}
     without_way_back: bool = False
+    scales: Callable[[Config], dict[str, float]] = lambda config: {}
 
 
 def arguments(config: Config, known: HubType) -> dict[str, Any]:
@@ -59,18 +62,21 @@ def require(config: Config, name: str, value: Any, allowed: tuple[Any, ...]) -> 
     if value not in allowed:
         said = " or ".join(repr(one) for one in allowed)
         raise ModelError(
-            f"{name} in config.json is {value!r}; of a {config['model_type']} KerasHub computes {said} only. Take a model that "
+            f"{name} in config.json is {value!r}; for {config['model_type']} KerasHub computes {said} only. Take a model that "
             "has it so."
         )
 
 
 def adapted(config: Config) -> dict[str, Any]:
-    """Returns `config.json` with fields where KerasHub's converters look for them."""
-    changed, rope = dict(config), rope_of(config)
+    """Returns `config.json` with fields where KerasHub's converters look for them; older files leave some out."""
+    kind, rope = config["model_type"], rope_of(config)
+    changed = {**DEFAULTS.get(kind, {}), **config}
+    if kind in DEFAULTS and "num_attention_heads" in config:
+        changed.setdefault("num_key_value_heads", config["num_attention_heads"])
     if "num_local_experts" in config:
         changed.setdefault("num_experts", config["num_local_experts"])
-    if config["model_type"] == "llama":
-        changed["rope_scaling"] = rope if _kind(rope) == "llama3" else None
+    if kind == "llama":
+        changed["rope_parameters"], changed["rope_scaling"] = rope, rope if _kind(rope) == "llama3" else None
     return changed
 
 
@@ -87,30 +93,17 @@ def _turned(config: Config, ropes: tuple[str, ...]) -> dict[str, Any]:
     rope = rope_of(config)
     kind = _kind(rope)
     require(config, "rope_type", kind, ropes)
-    if kind != "linear":
-        return {}
-    name = "rope_position_scaling_factor" if config["model_type"] == "llama" else "rope_scaling_factor"
-    return {name: rope["factor"]}
+    return {"rope_scaling_factor": rope["factor"]} if kind == "linear" else {}
 
 
-def _slides(config: Config) -> bool:
-    """Says whether a model of Qwen's sees no more than a window, in all of its layers."""
-    if not config.get("use_sliding_window"):
-        return False
+def _whole(config: Config) -> dict[str, Any]:
+    """Raises a ModelError if a token of Qwen's sees no more than a window, which KerasHub leaves out."""
     first = config.get("max_window_layers", 28)
-    made = ["full_attention" if i < first else "sliding_attention" for i in range(config["num_hidden_layers"])]
-    kinds = set(config.get("layer_types") or made)
-    if len(kinds) > 1:
-        require(config, "layer_types", sorted(kinds), (["full_attention"], ["sliding_attention"]))
-    return kinds == {"sliding_attention"}
-
-
-def _window(config: Config) -> dict[str, Any]:
-    return {"use_sliding_window_attention": _slides(config), "sliding_window_size": config.get("sliding_window") or 1}
-
-
-def _narrow(config: Config) -> dict[str, Any]:
-    return {"sliding_window_size": config["sliding_window"] if _slides(config) else None}
+    if config.get("use_sliding_window"):
+        made = ["full_attention" if i < first else "sliding_attention" for i in range(_layers(config))]
+        kinds = sorted(set(config.get("layer_types") or made))
+        require(config, "layer_types", kinds, (["full_attention"],))
+    return {"sliding_window_size": None}
 
 
 def _pattern(config: Config, every: int) -> None:
@@ -123,11 +116,11 @@ def _layers(config: Config) -> int:
     return int(config["num_hidden_layers"])
 
 
-def _scale(config: Config) -> dict[str, Any]:
-    """Returns by which of two widths scores are divided."""
-    head, whole = config["head_dim"], config["hidden_size"] // config["num_attention_heads"]
-    require(config, "query_pre_attn_scalar", config.get("query_pre_attn_scalar", head), (head, whole))
-    return {"query_head_dim_normalize": config.get("query_pre_attn_scalar", head) == head}
+def _steeper(config: Config) -> dict[str, float]:
+    """Returns what makes Gemma 2's scores as large as its query_pre_attn_scalar has them: KerasHub divides by head_dim's."""
+    factor = math.sqrt(config["head_dim"] / config.get("query_pre_attn_scalar", 256))
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(_layers(config))]
+    return dict.fromkeys(names, factor) if factor != 1 else {}
 
 
 def _theta(name: str, rope: Config, config: Config, wanted: float) -> None:
@@ -141,7 +134,7 @@ def _gemma(config: Config) -> dict[str, Any]:
 
 def _gemma2(config: Config) -> dict[str, Any]:
     _pattern(config, 2)
-    return _gemma(config) | _scale(config)
+    return _gemma(config) | {"query_head_dim_normalize": True}
 
 
 def _gemma3(config: Config) -> dict[str, Any]:
@@ -150,9 +143,12 @@ def _gemma3(config: Config) -> dict[str, Any]:
     local, whole = rope.get("sliding_attention") or {}, rope.get("full_attention") or config.get("rope_scaling") or {}
     for part in (local, whole):
         require(config, "rope_type", _kind(part), ("default", "linear"))
-    _theta("rope_theta of sliding_attention", {"rope_theta": config.get("rope_local_base_freq", 1e4)} | local, config, 1e4)
+    _theta(
+        "rope_theta of sliding_attention", {"rope_theta": config.get("rope_local_base_freq", 1e4)} | local, config, 1e4
+    )
     _theta("rope_theta of full_attention", {"rope_theta": config.get("rope_theta", 1e6)} | whole, config, 1e6)
-    return _scale(config)
+    require(config, "query_pre_attn_scalar", config.get("query_pre_attn_scalar", 256), (config["head_dim"],))
+    return {"query_head_dim_normalize": True}
 
 
 def _windows(config: Config) -> dict[str, Any]:
@@ -167,50 +163,64 @@ def _windows(config: Config) -> dict[str, Any]:
     return {}
 
 
+def _dropped(config: Config) -> dict[str, float]:
+    """Returns by what ESM's embeddings shrink: in pretraining 0.8 of 15 % of them were masked, and the rest speaks for all."""
+    return {"embeddings.word_embeddings.weight": 1 - 0.15 * 0.8} if config.get("token_dropout") else {}
+
+
+# What transformers takes where an older config.json says nothing.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 10000.0, "tie_word_embeddings": False},
+    "mistral": {"rope_theta": 10000.0},
+    "vit": {"qkv_bias": True},
+    "deit": {"qkv_bias": True},
+}
 SILU = {"hidden_act": ("silu",)}
 PLAIN = {**SILU, "attention_bias": (False,), "mlp_bias": (False,)}
 EPSILON = {"rms_norm_eps": "layer_norm_epsilon"}
 LINEAR = ("default", "linear")
 SOFT = ("gelu_pytorch_tanh", "gelu_new", None)
+# A norm within has this epsilon, whatever its model has.
+SIXTH = {"rms_norm_eps": (1e-6,)}
+SPARSE: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "mlp_only_layers": ([], None)}
+GEMMA = {**SIXTH, "attention_bias": (False,), "use_bidirectional_attention": (None, False)}
 GELU = {"hidden_act": ("gelu",), "qkv_bias": (True,), "num_channels": (3,)}
 DINO2 = HubType("dinov2.", only={**GELU, "layer_norm_eps": (1e-6,)})
 TYPES = {
-    "llama": HubType("model.", EPSILON, PLAIN, (*LINEAR, "llama3"), heads=True, without_way_back=True),
+    "llama": HubType("model.", EPSILON, PLAIN, ("default", "llama3"), heads=True, without_way_back=True),
     "mistral": HubType("model.", only=SILU, ropes=LINEAR),
     "mixtral": HubType("model.", only=SILU, ropes=LINEAR, heads=True),
-    "qwen2": HubType("model.", {}, SILU, LINEAR, heads=True, more=_window, without_way_back=True),
-    "qwen3": HubType("model.", {}, PLAIN, LINEAR, more=_narrow, without_way_back=True),
+    "qwen2": HubType("model.", {}, SILU, LINEAR, heads=True, more=_whole, without_way_back=True),
+    # Its norms of queries and keys have 1e-5 in KerasHub, its others what is said here.
+    "qwen3": HubType("model.", {}, {**PLAIN, "rms_norm_eps": (1e-6, 1e-5)}, LINEAR, more=_whole, without_way_back=True),
     "qwen2_moe": HubType(
         "model.",
-        {"mlp_only_layers": "mlp_only_layers"},
-        {**SILU, "decoder_sparse_step": (1,), "qkv_bias": (True,)},
+        {},
+        {**SILU, **SPARSE, "qkv_bias": (True,)},
         LINEAR,
         heads=True,
-        more=_window,
+        more=_whole,
         without_way_back=True,
     ),
     "qwen3_moe": HubType(
         "model.",
-        {"mlp_only_layers": "mlp_only_layers"},
-        {**PLAIN, "decoder_sparse_step": (1,)},
+        {},
+        {**PLAIN, **SPARSE, **SIXTH},
         LINEAR,
-        more=lambda config: {"sliding_window_size": config["sliding_window"] if config.get("use_sliding_window") else None},
+        more=_whole,
         without_way_back=True,
     ),
     "smollm3": HubType("model.", {}, {**PLAIN, "use_sliding_window": (False, None)}, heads=True),
-    "gemma": HubType(
-        "model.", EPSILON, {"attention_bias": (False,), "use_bidirectional_attention": (None, False)}, more=_gemma
-    ),
+    "gemma": HubType("model.", only={**GEMMA, "hidden_activation": SOFT}, more=_gemma),
     "gemma2": HubType(
         "model.",
-        EPSILON,
-        {"attention_bias": (False,), "use_bidirectional_attention": (None, False), "hidden_activation": SOFT},
+        only={**GEMMA, "hidden_activation": SOFT},
         more=_gemma2,
+        scales=_steeper,
     ),
     "gemma3_text": HubType(
         "model.",
-        {},
-        {"attention_bias": (False,), "use_bidirectional_attention": (False, None), "hidden_activation": SOFT},
+        only={**GEMMA, "hidden_activation": SOFT, "attn_logit_softcapping": (None,)},
         more=_gemma3,
     ),
     "gpt2": HubType(
@@ -224,7 +234,12 @@ TYPES = {
             "add_cross_attention": (False,),
         },
     ),
-    "esm": HubType("esm.", {}, {"hidden_act": ("gelu",)}),
+    "esm": HubType(
+        "esm.",
+        {"rope_theta": "max_wavelength"},
+        {"hidden_act": ("gelu",), "position_embedding_type": ("rotary",)},
+        scales=_dropped,
+    ),
     "vit": HubType("vit.", {"layer_norm_eps": "layer_norm_epsilon"}, GELU),
     "deit": HubType("deit.", {}, GELU),
     "dinov2": DINO2,

@@ -44,8 +44,9 @@ def from_folder(folder: ModelFolder, config: Model) -> Any:
     model = _build(folder, config)
     _tell_tied(model)
     part_attention_dropout(model, config)
-    if isinstance(model.input, dict) and list(model.input) == ["images"]:
-        return keras.Model(model.input["images"], model.output, name=model.name)
+    if isinstance(model.input, dict) and list(model.input) in (["images"], ["pixel_values"]):
+        (images,) = model.input.values()
+        return keras.Model(images, model.output, name=model.name)
     return model
 
 
@@ -120,7 +121,7 @@ def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> A
     loader.config = adapted(folder.config)
     model = loader.load_backbone(loader.check_backbone_class(), False, **changes)
     if config.pretrained:
-        reader = converted.Reader(opened(folder.path), known.prefix)
+        reader = converted.Reader(opened(folder.path), known.prefix, known.scales(folder.config))
         all_blocks = "num_layers" not in config.config
         converted.fill(model, loader.converter, loader.config, reader, all_blocks=all_blocks)
     return model
@@ -130,8 +131,7 @@ def _class(folder: ModelFolder) -> Any:
     """Returns the class a folder will become, which KerasHub tells only of its own presets."""
     if folder.format == "keras_hub":
         return getattr(keras_hub.models, str(folder.config.get("class_name")), None)
-    found = keras_hub.models.Backbone.from_preset(str(folder.path), load_weights=False)
-    return type(found)
+    return get_preset_loader(str(folder.path)).check_backbone_class()
 
 
 def images_of(model: Any, folder: ModelFolder | None, config: Model) -> Images:
