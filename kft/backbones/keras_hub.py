@@ -17,8 +17,11 @@ from kft.backbones.backbone import Images
 from kft.backbones.folders import ModelFolder
 from kft.backbones.hub_types import TYPES, adapted, arguments
 from kft.backbones.tensors import opened
-from kft.errors import KftError, ModelError, unknown
+from kft.errors import KftError, ModelError, listed, unknown
 from kft.recipe import Model
+
+# With these an encoder of kft's own tables is another model.
+ODD = ("is_decoder", "position_embedding_type")
 
 
 def from_configuration(config: Model) -> Any:
@@ -111,10 +114,7 @@ def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> A
     loader = get_preset_loader(str(folder.path))
     known = TYPES.get(kind := str(folder.config["model_type"]))
     if known is None:
-        raise ModelError(
-            f"'{folder.handle}' is a {kind}, whose numbers KerasHub's reading is not known to keep. Give a model of another "
-            f"model_type. Read this way: {', '.join(sorted(TYPES))}."
-        )
+        raise ModelError(_not_read(folder, kind))
     # Sizes that a recipe asks for count for what is checked too.
     size = {} if config.image_size is None else {"image_size": config.image_size}
     changes = {**arguments({**folder.config, **size}, known), **changes}
@@ -125,6 +125,17 @@ def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> A
         all_blocks = "num_layers" not in config.config
         converted.fill(model, loader.converter, loader.config, reader, all_blocks=all_blocks)
     return model
+
+
+def _not_read(folder: ModelFolder, kind: str) -> str:
+    odd = [
+        f"{name} {folder.config[name]!r}" for name in ODD if folder.config.get(name) not in (None, False, "absolute")
+    ]
+    return (
+        f"'{folder.handle}' is a {kind}{' with ' + ' and '.join(odd) if odd else ''}, which kft does not read: KerasHub's "
+        f"converter of it is not held against transformers. Give a folder of another model_type: {listed(sorted(TYPES), 30)}, "
+        "or one of those of `kft list models`."
+    )
 
 
 def _class(folder: ModelFolder) -> Any:
