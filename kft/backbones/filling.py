@@ -11,7 +11,7 @@ from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors
 from kft.errors import ModelError
 
-BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")
+BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq)$")
 OLD = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 

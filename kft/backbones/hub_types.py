@@ -163,11 +163,6 @@ def _windows(config: Config) -> dict[str, Any]:
     return {}
 
 
-def _dropped(config: Config) -> dict[str, float]:
-    """Returns by what ESM's embeddings shrink: in pretraining 0.8 of 15 % of them were masked, and the rest speaks for all."""
-    return {"embeddings.word_embeddings.weight": 1 - 0.15 * 0.8} if config.get("token_dropout") else {}
-
-
 # What transformers takes where an older config.json says nothing.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rope_theta": 10000.0, "tie_word_embeddings": False},
@@ -233,12 +228,6 @@ TYPES = {
             "scale_attn_by_inverse_layer_idx": (False,),
             "add_cross_attention": (False,),
         },
-    ),
-    "esm": HubType(
-        "esm.",
-        {"rope_theta": "max_wavelength"},
-        {"hidden_act": ("gelu",), "position_embedding_type": ("rotary",)},
-        scales=_dropped,
     ),
     "vit": HubType("vit.", {"layer_norm_eps": "layer_norm_epsilon"}, GELU),
     "deit": HubType("deit.", {}, GELU),

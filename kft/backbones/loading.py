@@ -67,21 +67,8 @@ def _load(config: Model, progress: Progress | None) -> Backbone:
         return Backbone(model, table.modality, pooling, tokenizer, None, head, own.below if own else Below(), origin)
     model = keras_hub.from_folder(folder, config)
     if isinstance(model.input, dict):
-        tokenizer = _tokenizer(config, folder.path)
-        _same_padding(model, tokenizer, folder)
-        return Backbone(model, "text", _pooling(model, folder), tokenizer, origin=origin)
+        return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)
     return Backbone(model, "image", "mean", images=keras_hub.images_of(model, folder, config), origin=origin)
-
-
-def _same_padding(model: Any, tokenizer: Tokenizer, folder: ModelFolder) -> None:
-    """Raises a ModelError if a model that tells padding by its token does not take the tokenizer's for it."""
-    if "padding_mask" not in model.input and tokenizer.pad_id != (
-        own := getattr(model, "pad_token_id", tokenizer.pad_id)
-    ):
-        raise ModelError(
-            f"'{folder.handle}' takes token {own} for padding (pad_token_id in config.json), its tokenizer {tokenizer.pad_id}. "
-            "Give model.tokenizer, the folder of the tokenizer that the model was trained with."
-        )
 
 
 def _of_images(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:
