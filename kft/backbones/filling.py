@@ -11,7 +11,7 @@ from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors
 from kft.errors import ModelError
 
-BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids)$")
+BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq)$")
 OLD = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
 
 
@@ -39,7 +39,7 @@ def fill(
     """
     wanted, taken = list(places), set(used)
     whole = {place.name: place.name if place.outside else prefix + place.name for place in wanted}
-    found = {own: name for own, named in whole.items() if (name := _name(named, tensors)) is not None}
+    found = {own: name for own, named in whole.items() if (name := stored_name(named, tensors)) is not None}
     missing = [place.name for place in wanted if place.name not in found]
     if missing:
         raise ModelError(
@@ -72,7 +72,7 @@ def _assign(place: Place, name: str, tensors: Tensors) -> None:
     place.variable.assign(initial.tensor(buffers.settled(place.inward(cut))))
 
 
-def _name(name: str, tensors: Tensors) -> str | None:
+def stored_name(name: str, tensors: Tensors) -> str | None:
     """Returns the name under which a tensor is there: normalizations were called otherwise in TensorFlow's time."""
     if name in tensors:
         return name

@@ -9,17 +9,19 @@ from typing import Any
 
 import keras
 import keras_hub
+from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from kft import backend
+from kft.backbones import converted
 from kft.backbones.backbone import Images
 from kft.backbones.folders import ModelFolder
-from kft.backbones.renamed import folder_for
-from kft.errors import KftError, ModelError, unknown
+from kft.backbones.hub_types import TYPES, adapted, arguments
+from kft.backbones.tensors import opened
+from kft.errors import KftError, ModelError, listed, unknown
 from kft.recipe import Model
 
-LEFT_OUT = {"llama": {"rms_norm_eps": "layer_norm_epsilon"}, "vit": {"layer_norm_eps": "layer_norm_epsilon"}}
-# Decoders whose way back from states to tokens, which no head of kft's reads, need not be loaded.
-WITHOUT_WAY_BACK = ("llama", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
+# With these an encoder of kft's own tables is another model.
+ODD = ("is_decoder", "position_embedding_type")
 
 
 def from_configuration(config: Model) -> Any:
@@ -45,6 +47,9 @@ def from_folder(folder: ModelFolder, config: Model) -> Any:
     model = _build(folder, config)
     _tell_tied(model)
     part_attention_dropout(model, config)
+    if isinstance(model.input, dict) and list(model.input) in (["images"], ["pixel_values"]):
+        (images,) = model.input.values()
+        return keras.Model(images, model.output, name=model.name)
     return model
 
 
@@ -88,15 +93,15 @@ def part_attention_dropout(model: Any, config: Model) -> None:
 
 def _build(folder: ModelFolder, config: Model) -> Any:
     changes = dict(config.config)
-    path = folder_for(folder) if config.pretrained else folder.path
     try:
         with backend.without_tensorflow():
             if config.dropout is not None:
                 changes |= _dropout(_class(folder), config)
-            changes = {**_left_out(folder), **changes}
             if config.image_size is not None:
                 changes["image_shape"] = (config.image_size, config.image_size, 3)
-            return keras_hub.models.Backbone.from_preset(str(path), load_weights=config.pretrained, **changes)
+            if folder.format == "hugging_face":
+                return _converted(folder, config, changes)
+            return keras_hub.models.Backbone.from_preset(str(folder.path), load_weights=config.pretrained, **changes)
     except KftError:
         raise
     except Exception as error:
@@ -104,19 +109,40 @@ def _build(folder: ModelFolder, config: Model) -> Any:
         raise ModelError(f"KerasHub cannot build '{folder.handle}' ({folder.format}): {reason}") from None
 
 
-def _left_out(folder: ModelFolder) -> dict[str, Any]:
-    """Returns what KerasHub's converter of a family does not read off its configuration, or reads and need not."""
-    kind = str(folder.config.get("model_type")) if folder.format == "hugging_face" else ""
-    found = {ours: folder.config[name] for name, ours in LEFT_OUT.get(kind, {}).items() if name in folder.config}
-    return found | ({"tie_word_embeddings": True} if kind in WITHOUT_WAY_BACK else {})
+def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> Any:
+    """Builds a model of Hugging Face's as KerasHub's converter says, and fills it strictly."""
+    loader = get_preset_loader(str(folder.path))
+    known = TYPES.get(kind := str(folder.config["model_type"]))
+    if known is None:
+        raise ModelError(_not_read(folder, kind))
+    # Sizes that a recipe asks for count for what is checked too.
+    size = {} if config.image_size is None else {"image_size": config.image_size}
+    changes = {**arguments({**folder.config, **size}, known), **changes}
+    loader.config = adapted(folder.config)
+    model = loader.load_backbone(loader.check_backbone_class(), False, **changes)
+    if config.pretrained:
+        reader = converted.Reader(opened(folder.path), known.prefix, known.scales(folder.config))
+        all_blocks = "num_layers" not in config.config
+        converted.fill(model, loader.converter, loader.config, reader, all_blocks=all_blocks)
+    return model
+
+
+def _not_read(folder: ModelFolder, kind: str) -> str:
+    odd = [
+        f"{name} {folder.config[name]!r}" for name in ODD if folder.config.get(name) not in (None, False, "absolute")
+    ]
+    return (
+        f"'{folder.handle}' is a {kind}{' with ' + ' and '.join(odd) if odd else ''}, which kft does not read: KerasHub's "
+        f"converter of it is not held against transformers. Give a folder of another model_type: {listed(sorted(TYPES), 30)}, "
+        "or one of those of `kft list models`."
+    )
 
 
 def _class(folder: ModelFolder) -> Any:
     """Returns the class a folder will become, which KerasHub tells only of its own presets."""
     if folder.format == "keras_hub":
         return getattr(keras_hub.models, str(folder.config.get("class_name")), None)
-    found = keras_hub.models.Backbone.from_preset(str(folder.path), load_weights=False)
-    return type(found)
+    return get_preset_loader(str(folder.path)).check_backbone_class()
 
 
 def images_of(model: Any, folder: ModelFolder | None, config: Model) -> Images:

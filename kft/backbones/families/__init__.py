@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # model_type in config.json, and the module that knows it.
 MODULES = {
     "deberta-v2": "deberta",
+    "esm": "esm",
     "falcon": "falcon",
     "fnet": "fnet",
     "mpnet": "mpnet",

@@ -15,6 +15,7 @@ import keras
 import keras_hub
 import numpy as np
 
+from kft.backbones.backbone import Below
 from kft.backbones.families import drawn
 from kft.backbones.families.family import Family, dense, norm, refuse
 from kft.backbones.hugging_face import ACTIVATIONS, Head
@@ -165,5 +166,5 @@ FAMILY = Family(
     prefix="roformer.",
     # Sines and cosines of positions, which the layer computes, and a pooler, which its makers' heads do not read.
     heads=("encoder.embed_positions.", "pooler.", "cls.", "classifier.", "qa_outputs.", "sequence_summary."),
-    head=lambda config: Head("classifier.out_proj", "classifier.dense", _activation(config)),
+    head=lambda config: Head("classifier.out_proj", "classifier.dense", below=Below(_activation(config))),
 )

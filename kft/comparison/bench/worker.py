@@ -21,7 +21,7 @@ from kft.recipe import Recipe, validate
 from kft.tuning.prepared import Prepared
 
 MOST_PREDICTED = 2000
-KEPT = ("wheels", "renamed")  # what was fetched; everything else of the caches is made anew where they are to be fresh
+KEPT = ("wheels",)  # what was fetched; everything else of the caches is made anew where they are to be fresh
 
 
 class Told(Progress):

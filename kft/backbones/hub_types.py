@@ -1,0 +1,247 @@
+"""Which models of Hugging Face's are read through KerasHub's converters, and with which settings.
+
+The converters leave fields of `config.json` out without a word. Here is what of them an argument of KerasHub's class says, and
+what must have the value that KerasHub computes with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kft.errors import ModelError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class HubType:
+    """What kft knows of a `model_type`.
+
+    Attributes:
+        prefix: what a model with a head puts before the names of its backbone's weights.
+        fields: fields that the converter leaves out, and the arguments of KerasHub's class they are.
+        only: fields, and the values with which KerasHub computes what they mean; the first is taken where one is not there.
+        ropes: the ways to turn queries and keys by their positions that KerasHub computes.
+        heads: whether a head has to be as wide as the states, divided by their number.
+        more: looks at what one field does not tell, and returns further arguments.
+        without_way_back: whether the way back from states to tokens, which no head of kft's reads, need not be loaded.
+        scales: what KerasHub leaves out and a factor on a tensor makes up for.
+    """
+
+    prefix: str
+    fields: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ropes: tuple[str, ...] = ("default",)
+    heads: bool = False
+    more: Callable[[Config], dict[str, Any]] = lambda config: {}
+    without_way_back: bool = False
+    scales: Callable[[Config], dict[str, float]] = lambda config: {}
+
+
+def arguments(config: Config, known: HubType) -> dict[str, Any]:
+    """Returns the arguments that KerasHub's converter leaves out.
+
+    Raises:
+        ModelError: if the configuration asks for what KerasHub computes otherwise; the message names the field.
+    """
+    for name, values in known.only.items():
+        require(config, name, config.get(name, values[0]), values)
+    if known.heads:
+        whole, heads = config["hidden_size"], config["num_attention_heads"]
+        require(config, "head_dim", config.get("head_dim") or whole // heads, (whole // heads,))
+    found = {ours: config[name] for name, ours in known.fields.items() if config.get(name) is not None}
+    tied = {"tie_word_embeddings": True} if known.without_way_back else {}
+    return {**found, **tied, **_turned(config, known.ropes), **known.more(config)}
+
+
+def require(config: Config, name: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Raises a ModelError that names a field, if its value is not one of those that KerasHub computes."""
+    if value not in allowed:
+        said = " or ".join(repr(one) for one in allowed)
+        raise ModelError(
+            f"{name} in config.json is {value!r}; for {config['model_type']} KerasHub computes {said} only. Take a model that "
+            "has it so."
+        )
+
+
+def adapted(config: Config) -> dict[str, Any]:
+    """Returns `config.json` with fields where KerasHub's converters look for them; older files leave some out."""
+    kind, rope = config["model_type"], rope_of(config)
+    changed = {**DEFAULTS.get(kind, {}), **config}
+    if kind in DEFAULTS and "num_attention_heads" in config:
+        changed.setdefault("num_key_value_heads", config["num_attention_heads"])
+    if "num_local_experts" in config:
+        changed.setdefault("num_experts", config["num_local_experts"])
+    if kind == "llama":
+        changed["rope_parameters"], changed["rope_scaling"] = rope, rope if _kind(rope) == "llama3" else None
+    return changed
+
+
+def rope_of(config: Config) -> dict[str, Any]:
+    """Returns how positions turn queries and keys, from the field of either time."""
+    return config.get("rope_parameters") or config.get("rope_scaling") or {}
+
+
+def _kind(rope: Config) -> str:
+    return str(rope.get("rope_type", rope.get("type", "default")))
+
+
+def _turned(config: Config, ropes: tuple[str, ...]) -> dict[str, Any]:
+    rope = rope_of(config)
+    kind = _kind(rope)
+    require(config, "rope_type", kind, ropes)
+    return {"rope_scaling_factor": rope["factor"]} if kind == "linear" else {}
+
+
+def _whole(config: Config) -> dict[str, Any]:
+    """Raises a ModelError if a token of Qwen's sees no more than a window, which KerasHub leaves out."""
+    first = config.get("max_window_layers", 28)
+    if config.get("use_sliding_window"):
+        made = ["full_attention" if i < first else "sliding_attention" for i in range(_layers(config))]
+        kinds = sorted(set(config.get("layer_types") or made))
+        require(config, "layer_types", kinds, (["full_attention"],))
+    return {"sliding_window_size": None}
+
+
+def _pattern(config: Config, every: int) -> None:
+    """Raises a ModelError unless all but each `every`-th layer see no more than a window."""
+    wanted = ["full_attention" if i % every == every - 1 else "sliding_attention" for i in range(_layers(config))]
+    require(config, "layer_types", config.get("layer_types") or wanted, (wanted,))
+
+
+def _layers(config: Config) -> int:
+    return int(config["num_hidden_layers"])
+
+
+def _steeper(config: Config) -> dict[str, float]:
+    """Returns what makes Gemma 2's scores as large as its query_pre_attn_scalar has them: KerasHub divides by head_dim's."""
+    factor = math.sqrt(config["head_dim"] / config.get("query_pre_attn_scalar", 256))
+    names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(_layers(config))]
+    return dict.fromkeys(names, factor) if factor != 1 else {}
+
+
+def _theta(name: str, rope: Config, config: Config, wanted: float) -> None:
+    require(config, name, float(rope.get("rope_theta", wanted)), (wanted,))
+
+
+def _gemma(config: Config) -> dict[str, Any]:
+    _theta("rope_theta", {**config, **rope_of(config)}, config, 10000.0)
+    return {}
+
+
+def _gemma2(config: Config) -> dict[str, Any]:
+    _pattern(config, 2)
+    return _gemma(config) | {"query_head_dim_normalize": True}
+
+
+def _gemma3(config: Config) -> dict[str, Any]:
+    _pattern(config, 6)
+    rope = config.get("rope_parameters") or {}
+    local, whole = rope.get("sliding_attention") or {}, rope.get("full_attention") or config.get("rope_scaling") or {}
+    for part in (local, whole):
+        require(config, "rope_type", _kind(part), ("default", "linear"))
+    _theta(
+        "rope_theta of sliding_attention", {"rope_theta": config.get("rope_local_base_freq", 1e4)} | local, config, 1e4
+    )
+    _theta("rope_theta of full_attention", {"rope_theta": config.get("rope_theta", 1e6)} | whole, config, 1e6)
+    require(config, "query_pre_attn_scalar", config.get("query_pre_attn_scalar", 256), (config["head_dim"],))
+    return {"query_head_dim_normalize": True}
+
+
+def _windows(config: Config) -> dict[str, Any]:
+    """Raises a ModelError unless windows cut each stage's image without a rest, which KerasHub does not pad."""
+    window, side = config["window_size"], config["image_size"] // config["patch_size"]
+    for stage in range(len(config["depths"])):
+        if (side >> stage) % window:
+            raise ModelError(
+                f"window_size in config.json is {window}; at stage {stage + 1} of {len(config['depths'])} the image has "
+                f"{side >> stage} patches a side, and KerasHub's swin needs a multiple. Take a model for another image_size."
+            )
+    return {}
+
+
+# What transformers takes where an older config.json says nothing.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 10000.0, "tie_word_embeddings": False},
+    "mistral": {"rope_theta": 10000.0},
+    "vit": {"qkv_bias": True},
+    "deit": {"qkv_bias": True},
+}
+SILU = {"hidden_act": ("silu",)}
+PLAIN = {**SILU, "attention_bias": (False,), "mlp_bias": (False,)}
+EPSILON = {"rms_norm_eps": "layer_norm_epsilon"}
+LINEAR = ("default", "linear")
+SOFT = ("gelu_pytorch_tanh", "gelu_new", None)
+# A norm within has this epsilon, whatever its model has.
+SIXTH = {"rms_norm_eps": (1e-6,)}
+SPARSE: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "mlp_only_layers": ([], None)}
+GEMMA = {**SIXTH, "attention_bias": (False,), "use_bidirectional_attention": (None, False)}
+GELU = {"hidden_act": ("gelu",), "qkv_bias": (True,), "num_channels": (3,)}
+DINO2 = HubType("dinov2.", only={**GELU, "layer_norm_eps": (1e-6,)})
+TYPES = {
+    "llama": HubType("model.", EPSILON, PLAIN, ("default", "llama3"), heads=True, without_way_back=True),
+    "mistral": HubType("model.", only=SILU, ropes=LINEAR),
+    "mixtral": HubType("model.", only=SILU, ropes=LINEAR, heads=True),
+    "qwen2": HubType("model.", {}, SILU, LINEAR, heads=True, more=_whole, without_way_back=True),
+    # Its norms of queries and keys have 1e-5 in KerasHub, its others what is said here.
+    "qwen3": HubType("model.", {}, {**PLAIN, "rms_norm_eps": (1e-6, 1e-5)}, LINEAR, more=_whole, without_way_back=True),
+    "qwen2_moe": HubType(
+        "model.",
+        {},
+        {**SILU, **SPARSE, "qkv_bias": (True,)},
+        LINEAR,
+        heads=True,
+        more=_whole,
+        without_way_back=True,
+    ),
+    "qwen3_moe": HubType(
+        "model.",
+        {},
+        {**PLAIN, **SPARSE, **SIXTH},
+        LINEAR,
+        more=_whole,
+        without_way_back=True,
+    ),
+    "smollm3": HubType("model.", {}, {**PLAIN, "use_sliding_window": (False, None)}, heads=True),
+    "gemma": HubType("model.", only={**GEMMA, "hidden_activation": SOFT}, more=_gemma),
+    "gemma2": HubType(
+        "model.",
+        only={**GEMMA, "hidden_activation": SOFT},
+        more=_gemma2,
+        scales=_steeper,
+    ),
+    "gemma3_text": HubType(
+        "model.",
+        only={**GEMMA, "hidden_activation": SOFT, "attn_logit_softcapping": (None,)},
+        more=_gemma3,
+    ),
+    "gpt2": HubType(
+        "transformer.",
+        {"n_inner": "intermediate_dim"},
+        {
+            "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+            "layer_norm_epsilon": (1e-5,),
+            "scale_attn_weights": (True,),
+            "scale_attn_by_inverse_layer_idx": (False,),
+            "add_cross_attention": (False,),
+        },
+    ),
+    "vit": HubType("vit.", {"layer_norm_eps": "layer_norm_epsilon"}, GELU),
+    "deit": HubType("deit.", {}, GELU),
+    "dinov2": DINO2,
+    "dinov2_with_registers": HubType("dinov2_with_registers.", only=DINO2.only),
+    "dinov3_vit": HubType("", only={"num_channels": (3,)}),
+    "swin": HubType(
+        "swin.",
+        only={
+            "hidden_act": ("gelu",),
+            "num_channels": (3,),
+            "layer_norm_eps": (1e-5,),
+            "use_absolute_embeddings": (False,),
+        },
+        more=_windows,
+    ),
+}
