@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ import keras_hub
 from keras_hub.src.utils.preset_utils import get_preset_loader
 
 from kft import backend
-from kft.backbones import converted
+from kft.backbones import converted, initial
 from kft.backbones.backbone import Images
 from kft.backbones.folders import ModelFolder
 from kft.backbones.hub_types import TYPES, adapted, arguments
@@ -119,7 +120,8 @@ def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> A
     size = {} if config.image_size is None else {"image_size": config.image_size}
     changes = {**arguments({**folder.config, **size}, known), **changes}
     loader.config = adapted(folder.config)
-    model = loader.load_backbone(loader.check_backbone_class(), False, **changes)
+    with initial.undrawn() if config.pretrained else contextlib.nullcontext():
+        model = loader.load_backbone(loader.check_backbone_class(), False, **changes)
     if config.pretrained:
         reader = converted.Reader(opened(folder.path), known.prefix, known.scales(folder.config))
         all_blocks = "num_layers" not in config.config
