@@ -183,6 +183,7 @@ def encode(
         channels=images.channels if images else 3,
     )
     encoded = {name: pipeline.encode(data.task, table, encoding, data.target) for name, table in data.splits.items()}
+    pipeline.refuse_foreign_ids(encoded.values(), backbone)
     rungs = common_ladder(list(encoded.values()))
     return {
         name: Feed(

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from kft import backend as backends
 from kft import metrics as metrics_
 from kft import recipe as recipes
 from kft import rundir
+from kft.backbones import tokenizer as tokenizers
 from kft.backbones.backbone import Backbone
+from kft.backbones.tokenizer import Tokenizer
 from kft.data import load as load_data
-from kft.data.encoded import Encoded, cached
+from kft.data.encoded import Encoded, Ragged, cached
 from kft.data.table import Table
-from kft.errors import RunFolderError
+from kft.errors import ModelError, RunFolderError
 from kft.progress import Progress
 from kft.recipe import Recipe
 from kft.rundir import RunFolder
@@ -59,8 +61,13 @@ class Report:
         }
 
 
-def prepare(recipe: Recipe, progress: Progress) -> Prepared:
+def prepare(recipe: Recipe, progress: Progress, tokenizer: Tokenizer | None = None) -> Prepared:
     """Imports the backend, loads data and model, encodes and builds; writes nothing but caches.
+
+    Args:
+        recipe: what to prepare.
+        progress: hears of phases.
+        tokenizer: what a run began with, if it goes on; the model's own where it is left out.
 
     Raises:
         KftError: if the recipe, its data or its model cannot be used.
@@ -82,7 +89,10 @@ def prepare(recipe: Recipe, progress: Progress) -> Prepared:
         task.refuse_other(backbone.modality)
     with progress.phase("encode"):
         encoding = encoding_of(recipe, backbone)
+        if tokenizer is not None:
+            encoding = replace(encoding, tokenizer=tokenizer)
         encoded = {split: encode(task, table, encoding, target) for split, table in splits.items()}
+        refuse_foreign_ids(encoded.values(), backbone)
     with progress.phase("build"):
         model = _build(recipe, task, backbone, target, encoded["train"], progress)
         weights = targets_.weights_of_classes(recipe.train.class_weights, splits.train, target, recipe.data)
@@ -114,7 +124,8 @@ def run(
         rundir.refuse_occupied(Path(recipe.output.directory))
     backend = _backend(recipe, progress)
     place = _folder(recipe, name, backend)
-    prepared = prepare(recipe.model_copy(update={"backend": backend}), progress)
+    began = None if resume is None else _tokenizer_of(resume)
+    prepared = prepare(recipe.model_copy(update={"backend": backend}), progress, began)
     folder = resume or rundir.create(place)
     details = _details(prepared)
     if resume is None:
@@ -184,6 +195,31 @@ def encoding_of(recipe: Recipe, backbone: Backbone) -> Encoding:
         image_size=size,
         channels=images.channels if images is not None else 3,
     )
+
+
+def refuse_foreign_ids(encoded: Iterable[Encoded], backbone: Backbone) -> None:
+    """Sees to it that a backbone has an embedding for each token id of the data.
+
+    Raises:
+        ModelError: if it has not: tokenizer and weights are of different models.
+    """
+    rows = backbone.embeddings
+    if rows is None:
+        return
+    for split in encoded:
+        ids = split.inputs["token_ids"]
+        values = ids.values if isinstance(ids, Ragged) else ids
+        if values.size and (largest := int(values.max())) >= rows:
+            raise ModelError(
+                f"The tokenizer gives the id {largest}, but '{backbone.origin.get('handle')}' has {rows} embeddings, from 0 on: "
+                "they are of different models. Give model.tokenizer, the folder of the model's own."
+            )
+
+
+def _tokenizer_of(folder: RunFolder) -> Tokenizer | None:
+    """Returns the tokenizer that a run began with: what is read of a model may be read otherwise since."""
+    found = (folder.preprocessing / "preprocessing.json").is_file()
+    return tokenizers.read(folder.preprocessing) if found else None
 
 
 def encode(task: Task, table: Table, encoding: Encoding, target: Target | None) -> Encoded:

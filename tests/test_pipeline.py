@@ -20,7 +20,7 @@ import yaml
 
 import kft
 from kft import pipeline
-from kft.errors import RunFailed, RunFolderError
+from kft.errors import ModelError, RunFailed, RunFolderError
 from kft.progress import Progress
 from kft.rundir import read_history
 
@@ -281,16 +281,32 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(
 
 
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(
-    recipe: Callable[..., dict], uninterrupted: dict[str, Path], tmp_path: Path
+    recipe: Callable[..., dict], uninterrupted: dict[str, Path], vocabulary: Path, tmp_path: Path
 ) -> None:
-    changes = {**DROPOUT, "train.checkpoint_every": 3}
+    words = tmp_path / "words" / "vocab.txt"
+    words.parent.mkdir()
+    words.write_bytes((vocabulary / "vocab.txt").read_bytes())
+    changes = {**DROPOUT, "train.checkpoint_every": 3, "model.tokenizer": str(words.parent)}
     with pytest.raises(RuntimeError, match="the power went"):
         pipeline.run(pipeline.load_recipe(recipe(changes))[0], StopAt(11, RuntimeError("the power went")))
     position = json.loads((tmp_path / "run" / "checkpoint" / "position.json").read_text(encoding="utf8"))
     assert position["step"] == 9
     assert losses(tmp_path / "run")[-1][0] == 11
+    # It goes on with the tokenizer that it began with, whatever the folder holds by then.
+    lines = words.read_text(encoding="utf8").splitlines()
+    words.write_text("\n".join([*lines[:5], *reversed(lines[5:])]) + "\n", encoding="utf8")
     pipeline.resume(tmp_path / "run")
     same_history(tmp_path / "run", uninterrupted["dropout"])
+
+
+def test_ids_without_an_embedding_are_refused(recipe: Callable[..., dict], tmp_path: Path) -> None:
+    found = recipe()
+    found["model"]["config"] = {**found["model"]["config"], "vocabulary_size": 20}
+    with pytest.raises(
+        ModelError, match=r"tokenizer gives the id \d+, but 'BertBackbone' has 20 embeddings.*model.token"
+    ):
+        kft.run(found)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_complete_run_is_not_resumed(finished_run: Path) -> None:

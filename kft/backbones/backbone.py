@@ -118,6 +118,12 @@ class Backbone:
         return found
 
     @property
+    def embeddings(self) -> int | None:
+        """How many token ids the model has an embedding for, or None where that does not show."""
+        layers = (layer for layer in self.model._flatten_layers() if layer.name == "token_embedding")
+        return next((int(layer.input_dim) for layer in layers if hasattr(layer, "input_dim")), None)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The names of the model's inputs."""
         return tuple(self.model.input.keys()) if isinstance(self.model.input, dict) else ("images",)

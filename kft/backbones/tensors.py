@@ -121,7 +121,9 @@ def _stored(file: Path, start: int, name: str, entry: Mapping[str, Any]) -> np.n
     array = buffers.untouched(tuple(entry["shape"]), KINDS[entry["dtype"]])
     with file.open("rb") as stream:
         stream.seek(start + entry["data_offsets"][0])
-        stream.readinto(array.reshape(-1).view(np.uint8).data)
+        count = stream.readinto(array.reshape(-1).view(np.uint8).data)
+    if count != array.nbytes:
+        raise ModelError(f"'{file}' was cut off while it was read: {name} is not whole. Get the file again.")
     return array if entry["dtype"] != "BF16" else (array.astype(np.uint32) << 16).view(np.float32)
 
 

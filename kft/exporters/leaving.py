@@ -121,7 +121,7 @@ def _modernbert(run: Finished, inner: Any) -> Leaving:
     if "head_norm" not in layers or not layers["logits"].use_bias:
         raise ModelError(
             "transformers' ModernBert classes read the first token or the mean through a dense layer and a normalization, and "
-            "this model does not. Train with model.pooling=first."
+            "this model does not, or was trained by an older version of kft. Train with model.pooling=first."
         )
     for place in modernbert.places(inner, {}):
         parts.setdefault(f"model.{place.name}", []).append(value(place))

@@ -65,7 +65,8 @@ def _below(inner: Any, block: Any) -> list[Any]:
     """
     name = _block(block)
     own = {id(layer) for layer in inner.layers if layer is block or (name and _block(layer) == name)}
-    nodes = [node for depth in sorted(inner._nodes_by_depth) for node in inner._nodes_by_depth[depth]]
+    graph = getattr(inner, "_functional", None) or inner  # a Sequential keeps its graph there
+    nodes = [node for depth in sorted(graph._nodes_by_depth) for node in graph._nodes_by_depth[depth]]
     before, after = set[int](), set[int]()
     read, made = set[int](), set[int]()
     for node in nodes:

@@ -388,6 +388,26 @@ def test_what_no_layer_computes_is_left_to_the_bridge(backend: str, name: str, t
 
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize(
+    "broken",
+    [
+        {"size": None, "channels": 3, "layers": 3, "head": None},
+        {"channels": 3, "layers": [], "head": None},
+        {
+            "size": None,
+            "channels": 3,
+            "layers": [{"layer": "Add", "options": {}, "name": "one", "inputs": [9], "weights": {}}],
+            "head": None,
+        },
+    ],
+)
+def test_a_broken_list_of_layers_is_one_line(broken: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"format": "layers", **broken}), encoding="utf8")
+    with pytest.raises(ModelError, match="Keras cannot draw the layers that config.json lists in"):
+        kft.load_backbone(str(tmp_path))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
     "layer",
     [{"layer": "TFSMLayer", "options": {"filepath": "x"}}, {"layer": "Dense", "options": {"kernel_initializer": {}}}],
 )

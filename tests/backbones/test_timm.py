@@ -186,6 +186,7 @@ def test_weights_and_config_of_one_network_only_are_taken(backend: str, tmp_path
             {"model_args": {"img_size": 80}},
             r"pos_embed has the shape \(1, 17, 64\), but config\.json asks for \(26, 64\)",
         ),
+        ({"model_args": {"in_chans": 1}}, "images of 1 channels and a mean of 3"),
         ({"model_args": {"img_size": 72}}, "72 by 72 pixels, which patches of 16 do not fill"),
         (
             {"model_args": {"init_values": 1e-5, "drop_rate": 0.1}},

@@ -91,10 +91,17 @@ def test_a_task_on_it_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_decoder_that_is_smaller_is_refused(backend: str, tmp_path: Path) -> None:
-    config = {"model_type": "whisper", **SIZES, "decoder_layers": 1}
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"decoder_layers": 1}, "encoder_layers in config.json is 2 and decoder_layers 1; KerasHub computes only"),
+        ({"scale_embedding": True}, "scale_embedding in config.json is True; of whisper kft computes only False"),
+    ],
+)
+def test_what_keras_hub_computes_otherwise_is_refused(
+    backend: str, change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    config = {"model_type": "whisper", **SIZES, **change}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf8")
-    with pytest.raises(
-        ModelError, match="encoder_layers in config.json is 2 and decoder_layers 1; KerasHub computes only"
-    ):
+    with pytest.raises(ModelError, match=said):
         kft.load_backbone(str(tmp_path))

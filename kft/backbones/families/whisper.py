@@ -17,9 +17,10 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of KerasHub's `WhisperBackbone`.
 
     Raises:
-        ModelError: if encoder and decoder are not alike, as KerasHub's are, or the activation is not GELU.
+        ModelError: if encoder and decoder are not alike, as KerasHub's are, embeddings are scaled, or the activation is not GELU.
     """
     refuse(config, "activation_function", "gelu", "gelu")
+    refuse(config, "scale_embedding", False, False)
     for part in ("layers", "attention_heads", "ffn_dim"):
         if config[f"encoder_{part}"] != config[f"decoder_{part}"]:
             raise ModelError(

@@ -116,10 +116,10 @@ def _block(inputs: Any, shape: ConvNeXt, width: int, name: str, dropout: float) 
 def _responded(x: Any, name: str) -> Any:
     """Global response normalization, section 3.2 of arXiv:2301.00808."""
     ops = keras.ops
-    # A channel that is zero everywhere would have no gradient.
-    squares = ops.maximum(ops.sum(ops.square(x), axis=(1, 2), keepdims=True), 1e-24)
-    response = ops.sqrt(squares)
-    share = response / (ops.mean(response, axis=-1, keepdims=True) + 1e-6)
+    # Half precision has neither such sums nor such small numbers. A channel that is zero everywhere would have no gradient.
+    squares = ops.sum(ops.square(ops.cast(x, "float32")), axis=(1, 2), keepdims=True)
+    response = ops.sqrt(ops.maximum(squares, 1e-24))
+    share = ops.cast(response / (ops.mean(response, axis=-1, keepdims=True) + 1e-6), x.dtype)
     return x + (x * share * _of_channels(x, f"{name}_factor", "zeros") + _of_channels(x, f"{name}_offset", "zeros"))
 
 

@@ -56,45 +56,47 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
             f"'{folder.handle}' was read off a SavedModel's graph: model.config, model.dropout and model.attention_dropout do "
             "not change it. Leave them out."
         )
-    size = folder.config["size"]
+    try:
+        return _loaded(folder, config.pretrained)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"Keras cannot draw the layers that config.json lists in '{folder.handle}': {type(error).__name__}: {reason}. Get it "
+            "again, or set model.bridge=true for a SavedModel, which then runs its own graph."
+        ) from None
+
+
+def _loaded(folder: ModelFolder, pretrained: bool) -> tuple[Any, Images, PublishedHead | None]:
+    size, head = folder.config["size"], folder.config["head"]
     # By TF-Hub's convention numbers between 0 and 1 (https://www.tensorflow.org/hub/common_signatures/images).
     images = Images(tuple(size) if size else None, folder.config["channels"])
-    with initial.undrawn() if config.pretrained else contextlib.nullcontext():
+    with initial.undrawn() if pretrained else contextlib.nullcontext():
         model = _drawn(folder, images.channels)
-    if not config.pretrained:
+    if not pretrained:
         return model, images, None
-    head = folder.config["head"]
-    beside = set((head or {}).values())
-    tensors = opened(folder.path)
     places = [
         Place(getattr(model.get_layer(layer["name"]), part), name)
         for layer in folder.config["layers"]
         for part, name in layer["weights"].items()
     ]
-    filling.fill(places, tensors, "", beside.__contains__, "SavedModel")
+    tensors = opened(folder.path)
+    filling.fill(places, tensors, "", set((head or {}).values()).__contains__, "SavedModel")
     return model, images, _published(tensors, head) if head else None
 
 
 def _drawn(folder: ModelFolder, channels: int) -> Any:
     tensors = [keras.Input((None, None, channels), name="images")]
-    try:
-        for layer in folder.config["layers"]:
-            if layer["layer"] not in KINDS:
-                raise ModelError(unknown("layer in config.json", str(layer["layer"]), KINDS))
-            if any(isinstance(value, dict) for value in layer["options"].values()):
-                raise ModelError(
-                    f"'{folder.handle}': the options of {layer['name']} in config.json are to be numbers, words and lists. Get "
-                    "the folder again."
-                )
-            inputs = [tensors[number] for number in layer["inputs"]]
-            made = getattr(keras.layers, layer["layer"])(**layer["options"], name=layer["name"])
-            tensors.append(made(inputs if len(inputs) > 1 else inputs[0]))
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"Keras cannot draw {layer['name']} ({layer['layer']}) of '{folder.handle}': {reason} Set model.bridge=true to run "
-            "its own graph."
-        ) from None
+    for layer in folder.config["layers"]:
+        if layer["layer"] not in KINDS:
+            raise ModelError(unknown("layer in config.json", str(layer["layer"]), KINDS))
+        if any(isinstance(value, dict) for value in layer["options"].values()):
+            raise ModelError(
+                f"'{folder.handle}': the options of {layer['name']} in config.json are to be numbers, words and lists. Get "
+                "the folder again."
+            )
+        inputs = [tensors[number] for number in layer["inputs"]]
+        made = getattr(keras.layers, layer["layer"])(**layer["options"], name=layer["name"])
+        tensors.append(made(inputs if len(inputs) > 1 else inputs[0]))
     return keras.Model(tensors[0], tensors[-1], name="saved_model_layers")
 
 

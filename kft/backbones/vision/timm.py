@@ -97,6 +97,10 @@ class Drawn:
 def _drawn(architecture: str, folder: ModelFolder, images: Images) -> Drawn | None:
     if known := PADDED_AS_TENSORFLOW.match(architecture):
         shape = VARIANTS[known[1]]
+        if images.channels != 3:
+            raise ModelError(
+                f"'{folder.handle}' takes images of {images.channels} channels; kft's {architecture} takes 3."
+            )
         return Drawn(partial(efficientnet.build, shape), partial(efficientnet.places, shape=shape), "classifier")
     if net := convnext.VARIANTS.get(architecture):
         _refuse_changes(folder, architecture, "avg")
@@ -226,6 +230,11 @@ def _images(config: Mapping[str, Any]) -> Images:
     channels, size = made.get("in_chans") or channels, made.get("img_size") or size
     height, width = (size, size) if isinstance(size, int) else size
     mean, deviation = settings.get("mean") or (0.485, 0.456, 0.406), settings.get("std") or (0.229, 0.224, 0.225)
+    if len(mean) != channels or len(deviation) != channels:
+        raise ModelError(
+            f"config.json has images of {channels} channels and a mean of {len(mean)}: give pretrained_cfg in it mean and std of "
+            "as many numbers."
+        )
     return Images(
         (int(height), int(width)),
         int(channels),
