@@ -16,7 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers
 
-from kft.backbones.tokenizer import surround
+from kft.backbones.tokenizer import around, surround
 
 Pieces = list[tuple[str, float]]
 UNIGRAM, CONTROL, USER_DEFINED = 1, 3, 4
@@ -150,6 +150,14 @@ def built(
     return inner
 
 
+def lacking(
+    model: Model, style: Style, settings: Mapping[str, Any], added: Sequence[tokenizers.AddedToken]
+) -> list[str]:
+    """Returns which tokens a family sets around texts that neither a model nor its folder has; as `built` takes them."""
+    there = {piece for piece, _ in style.pieces(model.pieces, settings)} | {token.content for token in added}
+    return sorted(around(style.single, style.pair) - there)
+
+
 QUOTES = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
 
 
@@ -204,4 +212,14 @@ STYLES = {
         _albert(lowercase=False, accents=False),
         lstrip=("<mask>",),
     ),
+}
+CLASSES = {
+    "Albert": "albert",
+    "Camembert": "camembert",
+    "DebertaV2": "deberta-v2",
+    "FNet": "fnet",
+    "MT5": "mt5",
+    "T5": "t5",
+    "XLMRoberta": "xlm-roberta",
+    "XLNet": "xlnet",
 }

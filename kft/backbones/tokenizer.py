@@ -121,9 +121,13 @@ def surround(inner: tokenizers.Tokenizer, single: str, pair: str) -> None:
         single: what stands around a text, `$A`; a number after a colon is the segment of what stands before it, else 0.
         pair: what stands around two texts, `$A` and `$B`.
     """
-    around = {part.partition(":")[0] for part in pair.split()} - {"$A", "$B"}
-    tokens = [(token, inner.token_to_id(token)) for token in sorted(around)]
+    tokens = [(token, inner.token_to_id(token)) for token in sorted(around(single, pair))]
     inner.post_processor = tokenizers.processors.TemplateProcessing(single=single, pair=pair, special_tokens=tokens)
+
+
+def around(*templates: str) -> set[str]:
+    """Returns the special tokens of templates as `surround` takes them."""
+    return {part.partition(":")[0] for template in templates for part in template.split()} - {"$A", "$B"}
 
 
 def truncated_lengths(first: int, second: int, room: int) -> tuple[int, int]:

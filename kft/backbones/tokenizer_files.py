@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import normalizers, pre_tokenizers
 
-from kft.backbones import saved_model, sentence_piece
+from kft.backbones import saved_model, sentence_piece, vocabularies
 from kft.backbones.engines import Engine, FastEngine, SentencePieceEngine, WordEngine
-from kft.backbones.tokenizer import Template, Tokenizer, surround
+from kft.backbones.tokenizer import Template, Tokenizer
+from kft.backbones.vocabularies import content, cuts_words
 from kft.errors import ModelError, unknown
 
 SENTENCE_PIECE_FILES = {"spiece.model": "albert", "sentencepiece.bpe.model": "xlm-roberta", "spm.model": "deberta-v2"}
@@ -22,7 +22,6 @@ USUAL = {
     "pad_token": ("[PAD]", "<pad>", "<|padding|>", "<|endoftext|>"),
     "unk_token": ("[UNK]", "<unk>", "<|endoftext|>"),
 }
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def load(folder: Path) -> Tokenizer:
@@ -69,12 +68,12 @@ def _slow(folder: Path, settings: Mapping[str, Any]) -> tokenizers.Tokenizer | N
     """Returns the tokenizer of a folder as they were before `tokenizer.json`, or None where there is none."""
     added = _added(folder, settings)
     if (folder / "vocab.txt").exists():
-        inner = _word_piece(folder / "vocab.txt", settings, added)
+        inner = vocabularies.of_lines(folder / "vocab.txt", settings, added)
     elif (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
-        inner = _byte_pair(folder / "vocab.json", folder / "merges.txt", settings, added)
+        vocabularies.check(folder / "vocab.json", vocabularies.BYTE_PAIR, settings)
+        inner = vocabularies.byte_pair(folder / "vocab.json", folder / "merges.txt", settings, added)
     elif (name := next((name for name in SENTENCE_PIECE_FILES if (folder / name).exists()), None)) is not None:
-        family = str(settings["model_type"] or SENTENCE_PIECE_FILES[name])
-        inner = _sentence_piece(folder / name, family, settings, added)
+        inner = _sentence_piece(folder / name, settings, added)
     else:
         return None
     for number, token in added.items():
@@ -96,16 +95,12 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _added(folder: Path, settings: Mapping[str, Any]) -> dict[int, tokenizers.AddedToken]:
     """Returns the tokens by id that a folder adds to its vocabulary."""
-    special = [_content(settings.get(name)) for name in NAMED]
+    special = [content(settings.get(name)) for name in vocabularies.NAMED]
     found = {int(number): values for number, values in (settings.get("added_tokens_decoder") or {}).items()} or {
         number: {"content": token, "normalized": token not in special, "special": token in special}
         for token, number in _json(folder / "added_tokens.json").items()
     }
     return {number: tokenizers.AddedToken(**found[number]) for number in sorted(found)}
-
-
-def _content(token: Any) -> str:
-    return str((token.get("content") if isinstance(token, dict) else token) or "")
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -133,21 +128,15 @@ def _fast(inner: tokenizers.Tokenizer, settings: Mapping[str, Any]) -> Tokenizer
     engine = FastEngine(inner)  # before the probe: it takes off the file's own cutting and filling up
     template, prefix = _probe(inner), " " if "ByteLevel" in str(inner.pre_tokenizer) else ""
     pad, unk = (_special(inner, settings.get(name), usual) for name, usual in USUAL.items())
-    if _cuts_words(settings):
+    if cuts_words(settings):
         engine = WordEngine(inner)
     return _make(engine, template, pad, unk, prefix, engine.kind, engine.definition())
-
-
-def _cuts_words(settings: Mapping[str, Any]) -> bool:
-    """Says whether a folder's tokenizer is RoFormer's, which cuts Chinese into words; its files do not say it themselves."""
-    named = settings.get("tokenizer_class") or ("RoFormer" if settings.get("model_type") == "roformer" else "")
-    return str(named).startswith("RoFormer")
 
 
 def _special(inner: tokenizers.Tokenizer, named: Any, usual: Sequence[str]) -> int:
     """Returns the id of the token a folder names, or of a usual one: a special token, or else any."""
     special = [token.content for token in inner.get_added_tokens_decoder().values()]
-    for token in (_content(named), *(token for token in usual if token in special), *usual):
+    for token in (content(named), *(token for token in usual if token in special), *usual):
         found: int | None = inner.token_to_id(token) if token else None
         if found is not None:
             return found
@@ -173,69 +162,12 @@ def _probe(inner: tokenizers.Tokenizer) -> Template:
     )
 
 
-def _word_piece(
-    file: Path, settings: Mapping[str, Any], added: Mapping[int, tokenizers.AddedToken] | None = None
-) -> tokenizers.Tokenizer:
-    """BERT's tokenizer; MPNet's, whose vocabulary has RoBERTa's special tokens beside BERT's."""
-    inner = tokenizers.Tokenizer(tokenizers.models.WordPiece.from_file(str(file), unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get("tokenize_chinese_chars", True) and not _cuts_words(settings),
-        strip_accents=settings.get("strip_accents"),
-        lowercase=bool(settings.get("do_lower_case", True)),
-    )
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    inner.decoder = tokenizers.decoders.WordPiece()
-    inner.add_tokens(list((added or {}).values()))
-    mpnet = "MPNet" in _content(settings.get("tokenizer_class")) or settings.get("model_type") == "mpnet"
-    if inner.token_to_id("<s>") is not None and (mpnet or inner.token_to_id("[CLS]") is None):
-        style, needed = sentence_piece.ROBERTA, ("<s>", "</s>", "<pad>", "[UNK]")
-    else:
-        style, needed = sentence_piece.BERT, ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
-    if any(inner.token_to_id(token) is None for token in needed):
-        raise ModelError(f"The vocabulary '{file}' lacks one of {', '.join(needed)}.")
-    mask = "<mask>" if style == sentence_piece.ROBERTA else "[MASK]"
-    _spell_out(inner, (*needed, mask), lstrip=("<mask>",))
-    surround(inner, *style)
-    return inner
-
-
-def _spell_out(inner: tokenizers.Tokenizer, tokens: Sequence[str], lstrip: Sequence[str] = ()) -> None:
-    """Lets a text spell out those special tokens that are in the vocabulary."""
-    there = [token for token in dict.fromkeys(tokens) if token and inner.token_to_id(token) is not None]
-    inner.add_special_tokens(
-        [tokenizers.AddedToken(token, special=True, normalized=False, lstrip=token in lstrip) for token in there]
-    )
-
-
-def _byte_pair(
-    vocabulary: Path,
-    merges: Path,
-    settings: Mapping[str, Any],
-    added: Mapping[int, tokenizers.AddedToken] | None = None,
-) -> tokenizers.Tokenizer:
-    """The tokenizers of GPT-2 and, with special tokens around a text, of RoBERTa, BART and OPT."""
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
-    inner.decoder = tokenizers.decoders.ByteLevel()
-    if settings.get("model_type") == "gpt_neox":
-        inner.normalizer = normalizers.NFC()
-    inner.add_tokens(list((added or {}).values()))
-    opt, named = settings.get("model_type") == "opt", [_content(settings.get(name)) for name in NAMED]
-    if opt or settings.get("add_bos_token") or inner.token_to_id("<s>") is None or inner.token_to_id("</s>") is None:
-        _spell_out(inner, [*named, *(("</s>", "<pad>") if opt else ()), "<|endoftext|>", "<|padding|>"])
-        start = _content(settings.get("bos_token")) or ("</s>" if opt else "<|endoftext|>")
-        if settings.get("add_bos_token", opt):
-            surround(inner, f"{start} $A", f"{start} $A {start} $B")
-        return inner
-    _spell_out(inner, ("<s>", "</s>", "<pad>", "<unk>", "<mask>", *named))
-    surround(inner, *sentence_piece.ROBERTA)
-    return inner
-
-
 def _sentence_piece(
-    file: Path, family: str, settings: Mapping[str, Any], added: Mapping[int, tokenizers.AddedToken]
+    file: Path, settings: Mapping[str, Any], added: Mapping[int, tokenizers.AddedToken]
 ) -> tokenizers.Tokenizer:
-    model, styles = sentence_piece.read(file), sentence_piece.STYLES
+    model, styles, name = sentence_piece.read(file), sentence_piece.STYLES, vocabularies.named(settings)
+    vocabularies.check(file, sentence_piece.CLASSES, settings)
+    family = sentence_piece.CLASSES[name] if name else str(settings["model_type"] or SENTENCE_PIECE_FILES[file.name])
     if family not in styles:
         raise ModelError(
             unknown(
@@ -249,7 +181,13 @@ def _sentence_piece(
         raise ModelError(
             f"'{file}' is not a Unigram model, as {family} has it. Give model.tokenizer, a folder with tokenizer.json."
         )
-    return sentence_piece.built(model, styles[family], settings, list(added.values()))
+    tokens = list(added.values())
+    if lacking := sentence_piece.lacking(model, styles[family], settings, tokens):
+        raise ModelError(
+            f"'{file}' lacks {', '.join(lacking)}, which {family} sets around a text. If it is of another family, name that "
+            "one's tokenizer_class in tokenizer_config.json, or give model.tokenizer, a folder with tokenizer.json."
+        )
+    return sentence_piece.built(model, styles[family], settings, tokens)
 
 
 def _keras_hub(folder: Path, config: dict[str, Any]) -> Tokenizer:
@@ -274,13 +212,13 @@ def _asset(assets: Path, name: str) -> Path:
 
 def _hub_word_piece(assets: Path, config: dict[str, Any]) -> Tokenizer:
     settings = {"do_lower_case": bool(config.get("lowercase", False))}
-    return _fast(_word_piece(_asset(assets, "vocabulary.txt"), settings), {})
+    return _fast(vocabularies.word_piece(_asset(assets, "vocabulary.txt"), settings), {})
 
 
 def _hub_byte_pair(family: str) -> Callable[[Path, dict[str, Any]], Tokenizer]:
     def made(assets: Path, config: dict[str, Any]) -> Tokenizer:
         vocabulary, merges = _asset(assets, "vocabulary.json"), _asset(assets, "merges.txt")
-        return _fast(_byte_pair(vocabulary, merges, {"model_type": family}), {})
+        return _fast(vocabularies.byte_pair(vocabulary, merges, {"model_type": family}), {})
 
     return made
 

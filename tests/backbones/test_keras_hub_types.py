@@ -74,6 +74,7 @@ ESM = {
     "layer_norm_eps": 1e-3,
     "token_dropout": True,
 }
+RESIDUES = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
 GPT2 = {"vocab_size": 80, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
 VIT = {
     "hidden_size": 16,
@@ -151,7 +152,10 @@ def published(kind: str, values: dict[str, Any], place: Path, vocabulary: Path, 
 
 def finished(place: Path, vocabulary: Path) -> str:
     """Adds the files that say how inputs are made."""
-    (place / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
+    if json.loads((place / "config.json").read_text(encoding="utf8"))["model_type"] == "esm":
+        (place / "vocab.txt").write_text("\n".join(RESIDUES), encoding="utf8")
+    else:
+        (place / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
     scales = {"image_mean": MEAN, "image_std": DEVIATION, "do_normalize": True}
     (place / "preprocessor_config.json").write_text(json.dumps(scales), encoding="utf8")
     return str(place)

@@ -90,6 +90,13 @@ def word_piece(*first: str) -> Callable[[Path], None]:
     return write
 
 
+def lines(words: list[str]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "vocab.txt").write_text("\n".join(words), encoding="utf8")
+
+    return write
+
+
 def byte_pair(*first: str) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         inner = tokenizers.ByteLevelBPETokenizer()
@@ -199,6 +206,7 @@ def llama() -> Any:
 BERT = word_piece("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MPNET = word_piece("<s>", "<pad>", "</s>", "<unk>", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<mask>")
 ROBERTA = byte_pair("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+ESM = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
 ALBERT: dict[str, Any] = {
     "pad_id": 0,
     "unk_id": 1,
@@ -260,6 +268,7 @@ CASES = {
         True,
     ),
     "xlnet": Case("XLNetTokenizer", sentence_piece("spiece.model", **XLNET), {}, "xlnet"),
+    "esm": Case("EsmTokenizer", lines(ESM), {}, "esm"),
     "bloom": Case("", whole(bloom), {"pad_token": "<pad>", "unk_token": "<unk>"}),
     "falcon": Case("", whole(falcon), {"eos_token": "<|endoftext|>"}),
     "phi3": Case("", whole(phi3), {"pad_token": "</s>", "unk_token": "<unk>"}),
@@ -269,9 +278,19 @@ CASES = {
 LAYOUTS = [
     (name, layout)
     for name, case in CASES.items()
-    for layout in ("tokenizer.json", "files")
-    if case.family or layout == "tokenizer.json"
+    for layout in ("tokenizer.json", "files", "class")
+    if (case.family or layout == "tokenizer.json") and (name, layout) != ("esm", "tokenizer.json")
 ]
+
+
+def alone(files: Path, folder: Path, case: Case) -> Path:
+    """A tokenizer's folder without its model's: not the type of a model but the tokenizer's class is named."""
+    shutil.copytree(files, folder, ignore=shutil.ignore_patterns("config.json"), dirs_exist_ok=True)
+    config = {**case.config, "tokenizer_class": case.cls}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf8")
+    return folder
+
+
 Made = Callable[[str, str], tuple[Path, Any]]
 
 
@@ -297,6 +316,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         files, truth = before(name)
         if layout == "files":
             return files, truth
+        if layout == "class":
+            return alone(files, root / name / layout, CASES[name]), truth
         folder = root / name / "fast"
         truth.save_pretrained(folder)
         assert (folder / "tokenizer.json").is_file()
@@ -380,3 +401,109 @@ def test_a_sentencepiece_model_of_another_kind_is_refused(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family}), encoding="utf8")
     with pytest.raises(ModelError, match=says):
         tokenizer_files.load(tmp_path)
+
+
+PROTEINS = [
+    "MKTAYIAKQR",
+    "MKTayiAKqr",
+    "M K  T\tA\nY",
+    " MKT ",
+    "MK?T é?A ??",
+    "MKJT JJ J J*",
+    "<cls>MK<mask>T <eos> <pad><unk><null_1><null_0>",
+    "M<masK>T<",
+    "MKT東京A\u00a0A",
+    "",
+    "   ",
+]
+
+
+@pytest.mark.parametrize("config", [{}, {"eos_token": None}], ids=["esm2", "no-end"])
+def test_esm_reads_proteins_as_transformers_does(tmp_path: Path, config: dict[str, Any]) -> None:
+    lines(ESM)(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "EsmTokenizer", **config}))
+    truth, ours = transformers.EsmTokenizer.from_pretrained(tmp_path), tokenizer_files.load(tmp_path)
+    expected = truth(PROTEINS, add_special_tokens=False)["input_ids"]
+    assert not differing(ours.tokenize(PROTEINS), expected, PROTEINS)
+    assert not differing(texts_of(pack(ours, [PROTEINS], 64)[0]), truth(PROTEINS)["input_ids"], PROTEINS)
+    if not config:
+        turned = PROTEINS[::-1]
+        assert not differing(
+            texts_of(pack(ours, [PROTEINS, turned], 64)[0]), truth(PROTEINS, turned)["input_ids"], PROTEINS
+        )
+
+
+def test_esm_takes_the_longest_entry_of_its_vocabulary(tmp_path: Path) -> None:
+    """As the Nucleotide Transformer's has them: six letters, and each alone for what is left over."""
+    words = ["<unk>", "<pad>", "<mask>", "<cls>", "<eos>", *"ATCGN", "ATCGAT", "TCGATC", "GGGGGG"]
+    lines(words)(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "esm"}')
+    truth, ours = transformers.EsmTokenizer.from_pretrained(tmp_path), tokenizer_files.load(tmp_path)
+    texts = ["ATCGATCGG", "TTCGATCGGGGGGG", "ATCGANNN", "xATCGATx"]
+    assert ours.tokenize(texts) == truth(texts, add_special_tokens=False)["input_ids"]
+    assert words.index("ATCGAT") in ours.tokenize(texts)[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        (BERT, "BertJapaneseTokenizer"),
+        (BERT, "FunnelTokenizerFast"),
+        (BERT, "PhobertTokenizer"),
+        (ROBERTA, "CTRLTokenizer"),
+        (ROBERTA, "Qwen2Tokenizer"),
+        (sentence_piece("spiece.model", **ALBERT), "ReformerTokenizer"),
+    ],
+)
+def test_a_class_that_reads_such_files_otherwise_is_refused(
+    tmp_path: Path, files: Callable[[Path], Any], name: str
+) -> None:
+    files(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"tokenizer_class": name}))
+    with pytest.raises(
+        ModelError, match=f"is a {name}; of such a file kft reads .*model.tokenizer, a folder"
+    ) as caught:
+        tokenizer_files.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("files", "family"), [(ROBERTA, "ctrl"), (ROBERTA, "deberta"), (BERT, "splinter")])
+def test_the_type_of_a_model_tells_too_which_class_reads_its_files(
+    tmp_path: Path, files: Callable[[Path], Any], family: str
+) -> None:
+    files(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    with pytest.raises(ModelError, match=f"(?i)is a {family}Tokenizer; of such a file kft reads"):
+        tokenizer_files.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "RobertaTokenizer" if files is ROBERTA else "BertTokenizer"})
+    )
+    assert tokenizer_files.load(tmp_path).template.prefix
+
+
+@pytest.mark.parametrize("name", ["BertTokenizerFast", "PreTrainedTokenizerFast", None])
+def test_a_class_by_its_other_name_is_the_same(made: Made, tmp_path: Path, name: str | None) -> None:
+    folder = made("bert", "files")[0]
+    shutil.copytree(folder, tmp_path / "bert")
+    (tmp_path / "bert" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    assert tokenizer_files.load(tmp_path / "bert").digest == tokenizer_files.load(folder).digest
+
+
+def test_a_class_counts_more_than_the_type_of_a_model(made: Made, tmp_path: Path) -> None:
+    """As with Multilingual MiniLM, a BERT with XLM-RoBERTa's tokenizer."""
+    folder, truth = made("xlm-roberta", "class")
+    shutil.copytree(folder, tmp_path / "minilm")
+    (tmp_path / "minilm" / "config.json").write_text('{"model_type": "bert"}')
+    assert_as_transformers(tokenizer_files.load(tmp_path / "minilm"), truth, False)
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": "xlnet"}, {"tokenizer_class": "AlbertTokenizer"}])
+def test_a_sentencepiece_model_without_the_tokens_of_its_family_is_refused(
+    tmp_path: Path, config: dict[str, str]
+) -> None:
+    sentence_piece("spiece.model", **T5)(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    says = "lacks <cls>, <sep>, which xlnet" if "model_type" in config else r"lacks \[CLS\], \[SEP\], which albert"
+    with pytest.raises(ModelError, match=f"{says} sets around a text.*tokenizer_class") as caught:
+        tokenizer_files.load(tmp_path)
+    assert "\n" not in str(caught.value)
