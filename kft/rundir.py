@@ -190,10 +190,22 @@ def make_folder(place: Path, make: Callable[[Path], None]) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=place.parent))
         try:
             make(temporary)
-            if not place.exists():
-                temporary.replace(place)
+            take_place(temporary, place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def take_place(temporary: Path, place: Path) -> None:
+    """Moves a finished folder to its place; if another process was quicker, its copy stays.
+
+    Raises:
+        OSError: if it cannot be moved.
+    """
+    try:
+        temporary.replace(place)
+    except OSError:
+        if not place.is_dir():
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,14 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_good_state(tmp_path: Path) -
         assert re.fullmatch(r"The disk is full: cannot write to '.*' \(\d+ MB free\)\. Free some space.*", message)
     assert found["report"] == "the last good state"
     assert found["left"] == ["before/state.json", "filler", "history.jsonl", "report.json"]
+
+
+def test_a_folder_that_several_make_at_once_is_there_once(tmp_path: Path) -> None:
+    def make(place: Path) -> None:
+        rundir.make_folder(place, lambda folder: rundir.write_text(folder / "file", "whole"))
+
+    for number in range(50):
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(make, [tmp_path / str(number)] * 4))
+        assert (tmp_path / str(number) / "file").read_text(encoding="utf8") == "whole"
+    assert len(list(tmp_path.iterdir())) == 50

@@ -22,7 +22,7 @@ from kft.backbones import saved_model
 from kft.errors import ModelError
 from kft.fetch import cache_folder
 from kft.progress import Progress
-from kft.rundir import explained, free_bytes
+from kft.rundir import explained, free_bytes, take_place
 
 SITE = "https://tfhub.dev"
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
@@ -184,8 +184,7 @@ def _unpack(archive: Path, place: Path, handle: str) -> None:
             raise ModelError(
                 f"'{handle}' holds no SavedModel: {saved_model.FILE} is missing at its top (there: {there})."
             )
-        if not place.exists():
-            temporary.replace(place)
+        take_place(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
