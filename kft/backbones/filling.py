@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from kft.backbones import buffers, initial
 from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors
-from kft.errors import ModelError
+from kft.errors import ModelError, listed
 
 BUFFERS = re.compile(r"(^|\.)(position_ids|token_type_ids|inv_freq)$")
 OLD = (("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta"))
@@ -43,7 +43,7 @@ def fill(
     missing = [place.name for place in wanted if place.name not in found]
     if missing:
         raise ModelError(
-            f"'{tensors.place}' has no weights for {_listed(missing)}. Give a folder with the whole model."
+            f"'{tensors.place}' has no weights for {listed(missing, 4)}. Give a folder with the whole model."
         )
     # The largest first: it is in memory twice for a moment, when little else is there yet.
     for place in sorted(wanted, key=lambda place: -math.prod(place.variable.shape)):
@@ -56,7 +56,7 @@ def fill(
     ]
     if left:
         raise ModelError(
-            f"'{tensors.place}' has weights that find no place in a {family}: {_listed(left)}. It is of another model, or of "
+            f"'{tensors.place}' has weights that find no place in a {family}: {listed(left, 4)}. It is of another model, or of "
             "a variant that kft does not know."
         )
 
@@ -80,8 +80,3 @@ def stored_name(name: str, tensors: Tensors) -> str | None:
         if name.endswith(new) and (older := name.removesuffix(new) + old) in tensors:
             return older
     return None
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more

@@ -23,7 +23,7 @@ from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors, opened
 from kft.backbones.vision import convnext, efficientnet, vit
 from kft.backbones.vision.measures import VARIANTS
-from kft.errors import ModelError
+from kft.errors import ModelError, listed
 from kft.recipe import Model
 
 # timm's names with tf_ are those with TensorFlow's padding and epsilon.
@@ -204,9 +204,8 @@ def _all_placed(model: Any, tensors: Tensors, architecture: str, heads: tuple[st
     empty = sum(wanted.values())
     left = [name for name in left if not (architecture.startswith(TAILS) and name.startswith(BELOW_LAST))]
     if left or empty:
-        listed = ", ".join(left[:4]) + (f" and {len(left) - 4} more" if len(left) > 4 else "")
         raise ModelError(
-            f"'{tensors.place}': KerasHub's {architecture} has no place for {listed or 'nothing'}, and {empty} weights "
+            f"'{tensors.place}': KerasHub's {architecture} has no place for {listed(left, 4)}, and {empty} weights "
             f"that no tensor fills. It is not the {architecture} that config.json names, or a variant KerasHub does not know."
         )
 
