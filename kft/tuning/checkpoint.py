@@ -98,7 +98,8 @@ def restore(folder: Path, model: Any, beside: Sequence[Any] = ()) -> None:
     kept = {name: array.shape for name, array in state.items() if not name.startswith(GENERATOR)}
     if kept != {name: tuple(variable.shape) for name, variable in variables.items()}:
         raise RunFolderError(
-            f"The checkpoint in '{folder}' is of another model, or of another version of kft: it cannot be resumed with this recipe. Start a new run."
+            f"The checkpoint in '{folder}' is of another model, or of another version of kft: it cannot be resumed with this "
+            "recipe. Start a new run."
         )
     for name, variable in variables.items():
         _assign(variable, state[name])
