@@ -85,7 +85,7 @@ def prepare(recipe: Recipe, progress: Progress, tokenizer: Tokenizer | None = No
         recipe = with_inputs(recipe, task.columns(splits.train, recipe.data))
         names = metric_names(recipe, task, target)
     with progress.phase("load model"):
-        backbone = _load_backbone(recipe, progress)
+        backbone = _load_backbone(recipe, task, progress)
         task.refuse_other(backbone.modality)
     with progress.phase("encode"):
         encoding = encoding_of(recipe, backbone)
@@ -257,10 +257,10 @@ def _set_up(recipe: Recipe) -> None:
     keras.config.set_dtype_policy(recipe.train.precision)
 
 
-def _load_backbone(recipe: Recipe, progress: Progress) -> Backbone:
+def _load_backbone(recipe: Recipe, task: Task, progress: Progress) -> Backbone:
     from kft.backbones import initial, loading
 
-    backbone = loading.load(recipe.model, progress)
+    backbone = loading.load(recipe.model, progress, task.modality)
     if not recipe.model.pretrained:
         initial.draw([backbone.model], recipe.seed)
     return backbone

@@ -48,6 +48,10 @@ class Model(_Part):
     )
     config: dict[str, Any] = Field({}, description="arguments of the architecture, or changes to the preset's own")
     tokenizer: str | None = Field(None, description="folder or handle of tokenizer files where the preset has none")
+    part: Literal["auto", "whole", "text", "image"] = Field(
+        "auto",
+        description="of a model that reads images and texts; auto: the part that the task reads, in a script the whole",
+    )
     bridge: bool = Field(
         False, description="true: a TensorFlow SavedModel runs its own graph, even where kft knows its family"
     )

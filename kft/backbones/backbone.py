@@ -19,6 +19,10 @@ SCALINGS: dict[str, tuple[tuple[float, ...], tuple[float, ...], bool]] = {
 }
 
 
+# What a model reads. Tasks read texts or images; what reads both, or a text beside the one it writes, comes to scripts.
+Modality = Literal["text", "image", "audio", "image_text", "text_to_text"]
+
+
 @dataclass(frozen=True)
 class Images:
     """How a backbone wants its images.
@@ -92,7 +96,7 @@ class Backbone:
 
     Attributes:
         model: the `keras.Model`.
-        modality: text, image, or audio, which no task of kft's own takes.
+        modality: what it reads; kft's own tasks take text and image.
         pooling: which part of a text its own makers read off: first, pooled, mean or last.
         tokenizer: for text, and for what a model that hears writes, else None.
         images: for images, else None.
@@ -102,7 +106,7 @@ class Backbone:
     """
 
     model: Any
-    modality: Literal["text", "image", "audio"]
+    modality: Modality
     pooling: str
     tokenizer: Tokenizer | None = None
     images: Images | None = None

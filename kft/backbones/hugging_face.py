@@ -15,7 +15,7 @@ from kft.backbones.backbone import Below, PublishedHead
 from kft.backbones.encoder import Encoder
 from kft.backbones.folders import ModelFolder
 from kft.backbones.places import Names, places
-from kft.backbones.tensors import Tensors, opened
+from kft.backbones.tensors import Tensors
 from kft.errors import ModelError, unknown
 from kft.recipe import Model
 
@@ -256,7 +256,7 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
     shape = changed(shape, config)
     if not config.pretrained:
         return _built(shape), None
-    tensors = opened(folder.path)
+    tensors = folder.tensors()
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     shape = dataclasses.replace(shape, pooler=shape.pooler and f"{prefix}{family.names.pooler}.weight" in tensors)
     with initial.undrawn():

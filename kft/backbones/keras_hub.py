@@ -10,14 +10,14 @@ from typing import Any
 
 import keras
 import keras_hub
-from keras_hub.src.utils.preset_utils import get_preset_loader
+from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoader
 
 from kft import backend
 from kft.backbones import converted, initial
-from kft.backbones.backbone import Images
+from kft.backbones.backbone import Images, Modality
 from kft.backbones.folders import ModelFolder
-from kft.backbones.hub_types import TYPES, adapted, arguments
-from kft.backbones.tensors import opened
+from kft.backbones.hub_types import TYPES, HubType, adapted, arguments
+from kft.backbones.parts import PARTS
 from kft.errors import KftError, ModelError, listed, unknown
 from kft.recipe import Model
 
@@ -39,8 +39,11 @@ def from_configuration(config: Model) -> Any:
     return model
 
 
-def from_folder(folder: ModelFolder, config: Model) -> Any:
+def from_folder(folder: ModelFolder, config: Model) -> tuple[Any, Modality]:
     """Builds the model of a folder that KerasHub reads.
+
+    Returns:
+        The model, and what it reads.
 
     Raises:
         ModelError: if it cannot, or its configuration does not fit.
@@ -50,8 +53,11 @@ def from_folder(folder: ModelFolder, config: Model) -> Any:
     part_attention_dropout(model, config)
     if isinstance(model.input, dict) and list(model.input) in (["images"], ["pixel_values"]):
         (images,) = model.input.values()
-        return keras.Model(images, model.output, name=model.name)
-    return model
+        return keras.Model(images, model.output, name=model.name), "image"
+    known = TYPES.get(str(folder.config["model_type"])) if folder.format == "hugging_face" else None
+    if known is not None and known.modality is not None:
+        return model, known.modality
+    return model, "text" if isinstance(model.input, dict) else "image"
 
 
 def _call(cls: Any, config: Model) -> Any:
@@ -112,27 +118,39 @@ def _build(folder: ModelFolder, config: Model) -> Any:
 
 def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> Any:
     """Builds a model of Hugging Face's as KerasHub's converter says, and fills it strictly."""
-    loader = get_preset_loader(str(folder.path))
     known = TYPES.get(kind := str(folder.config["model_type"]))
     if known is None:
         raise ModelError(_not_read(folder, kind))
+    loader = _loader(folder, known)
     # Sizes that a recipe asks for count for what is checked too.
     size = {} if config.image_size is None else {"image_size": config.image_size}
     changes = {**arguments({**folder.config, **size}, known), **changes}
-    loader.config = adapted(folder.config)
     with initial.undrawn() if config.pretrained else contextlib.nullcontext():
         model = loader.load_backbone(loader.check_backbone_class(), False, **changes)
     if config.pretrained:
-        reader = converted.Reader(opened(folder.path), known.prefix, known.scales(folder.config))
+        reader = converted.Reader(folder.tensors(), known.prefix, known.scales(folder.config))
         all_blocks = "num_layers" not in config.config
         converted.fill(model, loader.converter, loader.config, reader, all_blocks=all_blocks)
     return model
+
+
+def _loader(folder: ModelFolder, known: HubType) -> Any:
+    """Returns KerasHub's loader of a folder, with the converter that reads the type."""
+    kind = known.converter or folder.config["model_type"]
+    loader = TransformersPresetLoader(str(folder.path), {**folder.config, "model_type": kind})
+    loader.config = adapted(folder.config)
+    return loader
 
 
 def _not_read(folder: ModelFolder, kind: str) -> str:
     odd = [
         f"{name} {folder.config[name]!r}" for name in ODD if folder.config.get(name) not in (None, False, "absolute")
     ]
+    if known := PARTS.get(kind):
+        return (
+            f"'{folder.handle}' is a {kind}, which kft does not read as a whole: KerasHub's converter of it is not held against "
+            f"transformers. Type: {' or '.join(f'model.part={name}' for name in known)}"
+        )
     return (
         f"'{folder.handle}' is a {kind}{' with ' + ' and '.join(odd) if odd else ''}, which kft does not read: KerasHub's "
         f"converter of it is not held against transformers. Give a folder of another model_type: {listed(sorted(TYPES), 30)}, "
@@ -144,16 +162,22 @@ def _class(folder: ModelFolder) -> Any:
     """Returns the class a folder will become, which KerasHub tells only of its own presets."""
     if folder.format == "keras_hub":
         return getattr(keras_hub.models, str(folder.config.get("class_name")), None)
-    return get_preset_loader(str(folder.path)).check_backbone_class()
+    known = TYPES.get(kind := str(folder.config["model_type"]))
+    if known is None:
+        raise ModelError(_not_read(folder, kind))
+    return _loader(folder, known).check_backbone_class()
 
 
 def images_of(model: Any, folder: ModelFolder | None, config: Model) -> Images:
     """Returns how a model wants its images, as the recipe, its own input and the preprocessing files of its folder say."""
-    shape = model.input.shape
-    declared = (int(shape[1]), int(shape[2])) if shape[1] and shape[2] else None
+    tensors = model.input if isinstance(model.input, dict) else {"images": model.input}
+    if "images" not in tensors:
+        return Images(channels=3, **(_normalization(folder.path) if folder is not None else {}))
+    shape = tensors["images"].shape[-3:]
+    declared = (int(shape[0]), int(shape[1])) if shape[0] and shape[1] else None
     size = (config.image_size, config.image_size) if config.image_size else declared
     values = _normalization(folder.path) if folder is not None else {}
-    return Images(size=size, channels=int(shape[3]), **values)
+    return Images(size=size, channels=int(shape[2]), **values)
 
 
 def _normalization(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kft.backbones import families, hugging_face, keras_hub
+from kft.backbones import families, hugging_face, keras_hub, parts
 from kft.backbones.backbone import SCALINGS, Backbone, Below, Images
 from kft.backbones.families.family import load as of_table
 from kft.backbones.folders import ModelFolder, locate, tokenizer_folder
@@ -20,13 +20,23 @@ from kft.recipe import Model
 CAUSAL = ("GPT", "Llama", "Gemma", "Mistral", "Mixtral", "Qwen", "Phi", "OPT", "Bloom", "Falcon", "SmolLM", "RWKV")
 
 
-def load(config: Model, progress: Progress | None = None) -> Backbone:
+def load(config: Model, progress: Progress | None = None, reads: str = "whole") -> Backbone:
     """Loads the backbone that a recipe's model section describes.
+
+    Args:
+        config: the section.
+        progress: hears of downloads.
+        reads: which part is loaded of a model that has several, where the section does not say: whole, text or image.
 
     Raises:
         ModelError: if it cannot be found, fetched or built; the message says what to do.
     """
-    found = _load(config, progress)
+    found = _load(config, progress, reads if config.part == "auto" else config.part)
+    if config.part in ("text", "image") and found.modality != config.part:
+        raise ModelError(
+            f"model.part: '{config.preset or config.architecture}' reads {found.modality}, it has no part for {config.part}. "
+            "Leave it out."
+        )
     if config.image_scaling == "auto":
         return found
     if found.images is None:
@@ -44,7 +54,7 @@ def _scaled(images: Images, way: str) -> Images:
     return Images.scaled(way, images.size, images.channels)
 
 
-def _load(config: Model, progress: Progress | None) -> Backbone:
+def _load(config: Model, progress: Progress | None, wanted: str) -> Backbone:
     if config.preset is None:
         return _from_configuration(config)
     folder = locate(config.preset, config.sha256, progress, bridge=config.bridge)
@@ -52,8 +62,16 @@ def _load(config: Model, progress: Progress | None) -> Backbone:
         return _from_saved_model(folder, config, progress)
     if folder.format in ("timm", "keras_file", "layers"):
         return _of_images(folder, config, progress)
-    family = hugging_face.family_of(folder)
+    part = parts.of(folder, wanted)
+    if part is None:
+        return _of_hugging_face(folder, config)
+    return part.cut_out(_of_hugging_face(part.inside(folder), config), wanted)
+
+
+def _of_hugging_face(folder: ModelFolder, config: Model) -> Backbone:
+    """Loads a folder of Hugging Face's or KerasHub's: by kft's own tables where it has one, else by KerasHub."""
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
+    family = hugging_face.family_of(folder)
     if family is not None:
         model, head = hugging_face.load(folder, config, family)
         tokenizer, below = _tokenizer(config, folder.path), family.head.below
@@ -65,10 +83,11 @@ def _load(config: Model, progress: Progress | None) -> Backbone:
         pooling = "mean" if _reads_mean(folder.path) else table.pools(folder.config)
         tokenizer, own = _tokenizer(config, folder.path), table.own_head(folder.config)
         return Backbone(model, table.modality, pooling, tokenizer, None, head, own.below if own else Below(), origin)
-    model = keras_hub.from_folder(folder, config)
-    if isinstance(model.input, dict):
-        return Backbone(model, "text", _pooling(model, folder), _tokenizer(config, folder.path), origin=origin)
-    return Backbone(model, "image", "mean", images=keras_hub.images_of(model, folder, config), origin=origin)
+    model, modality = keras_hub.from_folder(folder, config)
+    images = keras_hub.images_of(model, folder, config) if modality in ("image", "image_text") else None
+    if modality == "image":
+        return Backbone(model, "image", "mean", images=images, origin=origin)
+    return Backbone(model, modality, _pooling(model, folder), _tokenizer(config, folder.path), images, origin=origin)
 
 
 def _of_images(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:

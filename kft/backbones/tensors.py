@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,27 @@ class Tensors:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._readers[name]()
+
+    def within(self, prefixes: Sequence[str]) -> Tensors:
+        """Returns the tensors of a part of a model by the names they have there.
+
+        Args:
+            prefixes: what stands before the names of the part's tensors; the first that is there counts. None: all tensors.
+
+        Raises:
+            ModelError: if none of these is there.
+        """
+        if not prefixes:
+            return self
+        for prefix in prefixes:
+            if own := {
+                name.removeprefix(prefix): read for name, read in self._readers.items() if name.startswith(prefix)
+            }:
+                return Tensors(own, self.place)
+        raise ModelError(
+            f"'{self.place}' has no weights whose names begin with {' or '.join(prefixes)}, as those of the part that "
+            "model.part asks for do. Give a folder with the whole model."
+        )
 
 
 def opened(folder: Path) -> Tensors:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from kft.backbones import filling, initial
-from kft.backbones.backbone import PublishedHead
+from kft.backbones.backbone import Modality, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.hugging_face import Head, head_of
 from kft.backbones.places import Place
-from kft.backbones.tensors import opened
 from kft.errors import ModelError
 from kft.recipe import Model
 
@@ -32,7 +31,7 @@ class Family:
         heads: how the names of weights begin that belong to heads.
         head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
-        modality: text or audio.
+        modality: what the whole of it reads.
     """
 
     backbone: str | Callable[..., Any]
@@ -42,7 +41,7 @@ class Family:
     heads: tuple[str, ...]
     head: Head | Callable[[Mapping[str, Any]], Head] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
-    modality: Literal["text", "audio"] = "text"
+    modality: Modality = "text"
 
     @property
     def drawn(self) -> bool:
@@ -88,7 +87,7 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         ) from None
     if not config.pretrained:
         return model, None
-    tensors = opened(folder.path)
+    tensors = folder.tensors()
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     filling.fill(
         family.places(model, folder.config),

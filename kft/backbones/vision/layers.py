@@ -13,7 +13,7 @@ from kft.backbones import filling, initial
 from kft.backbones.backbone import Images, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.places import Place
-from kft.backbones.tensors import Tensors, opened
+from kft.backbones.tensors import Tensors
 from kft.errors import ModelError, unknown
 from kft.recipe import Model
 
@@ -79,7 +79,7 @@ def _loaded(folder: ModelFolder, pretrained: bool) -> tuple[Any, Images, Publish
         for layer in folder.config["layers"]
         for part, name in layer["weights"].items()
     ]
-    tensors = opened(folder.path)
+    tensors = folder.tensors()
     filling.fill(places, tensors, "", set((head or {}).values()).__contains__, "SavedModel")
     return model, images, _published(tensors, head) if head else None
 

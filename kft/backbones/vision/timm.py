@@ -20,7 +20,7 @@ from kft.backbones import filling, initial
 from kft.backbones.backbone import Images, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.places import Place
-from kft.backbones.tensors import Tensors, opened
+from kft.backbones.tensors import Tensors
 from kft.backbones.vision import convnext, efficientnet, vit
 from kft.backbones.vision.measures import VARIANTS
 from kft.errors import ModelError, listed
@@ -76,7 +76,7 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
         )
     if not config.pretrained:
         return model, images, None
-    return model, images, _filled(model, opened(folder.path), folder.config, architecture, drawn)
+    return model, images, _filled(model, folder.tensors(), folder.config, architecture, drawn)
 
 
 @dataclass(frozen=True)

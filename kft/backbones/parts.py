@@ -1,0 +1,84 @@
+"""Parts of models that read more than one kind of input: the one that reads texts, or the one that reads images.
+
+A task reads either, so it takes a part; a script gets the whole where it does not ask for a part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kft.backbones.backbone import Backbone
+from kft.backbones.folders import ModelFolder
+from kft.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model, which is a model by itself.
+
+    Attributes:
+        kind: the `model_type` it is read as; empty where it is cut out of the whole.
+        config: the field of `config.json` that is its own.
+        prefixes: what stands before the names of its weights; the first that is there counts, and all others are no part's.
+        cut: takes it out of the whole model, where it has no `kind`.
+    """
+
+    kind: str = ""
+    config: str = ""
+    prefixes: tuple[str, ...] = ()
+    cut: Callable[[Any], Any] | None = None
+
+    def inside(self, folder: ModelFolder) -> ModelFolder:
+        """Returns a folder as if it held nothing but this part; one that is cut out later is returned as it is.
+
+        Raises:
+            ModelError: if `config.json` has no such part.
+        """
+        if not self.kind:
+            return folder
+        own = folder.config.get(self.config)
+        if not isinstance(own, Mapping):
+            raise ModelError(
+                f"'{folder.path / 'config.json'}' has no {self.config}, which a {folder.config['model_type']} has. "
+                "Get the file again."
+            )
+        return dataclasses.replace(folder, config={**own, "model_type": self.kind}, within=self.prefixes)
+
+    def cut_out(self, whole: Backbone, wanted: str) -> Backbone:
+        """Returns the backbone that this part is, given the whole one; one that was read by itself is returned as it is."""
+        if self.cut is None:
+            return whole
+        model = self.cut(whole.model)
+        if wanted == "image":
+            return dataclasses.replace(whole, model=model, modality="image", pooling="mean", tokenizer=None, head=None)
+        return dataclasses.replace(whole, model=model, modality="text", images=None, head=None)
+
+
+# By model_type of the whole, then by what a recipe asks for.
+PARTS: dict[str, dict[str, Part]] = {
+    "gemma3": {"text": Part("gemma3_text", "text_config", ("language_model.model.", "model.language_model."))},
+}
+
+
+def of(folder: ModelFolder, wanted: str) -> Part | None:
+    """Returns the part of a folder's model that a recipe asks for, or None for the whole.
+
+    Args:
+        folder: the model's.
+        wanted: `model.part`; what a model without parts is by itself is not one of its parts.
+
+    Raises:
+        ModelError: if the model has parts, but not this one.
+    """
+    known = PARTS.get(str(folder.config.get("model_type")), {}) if folder.format == "hugging_face" else {}
+    if wanted in ("auto", "whole") or not known:
+        return None
+    if wanted not in known:
+        raise ModelError(
+            f"model.part: '{folder.handle}' is a {folder.config['model_type']}, of which kft reads no part for {wanted}. "
+            f"Allowed: {', '.join([*known, 'whole'])}."
+        )
+    return known[wanted]
