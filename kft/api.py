@@ -126,6 +126,10 @@ def build_model(data: LoadedData, backbone: Backbone, *, trainable: str = "all",
     return model
 
 
+# The task that a published head is for, by what it reads, where it is not a text as a whole.
+PUBLISHED = {"image": "image_classification", "tokens": "token_classification", "spans": "question_answering"}
+
+
 def published_classifier(backbone: Backbone) -> Any:
     """Builds the classifier that a backbone was published as, to predict with it before or without any training.
 
@@ -134,7 +138,8 @@ def published_classifier(backbone: Backbone) -> Any:
 
     Returns:
         A `keras.Model` from a dict of token ids and masks, or of `images`, shape (batch, height, width, channels) on the
-        scale 0 to 255, to logits.
+        scale 0 to 255, to logits; of a head for question answering these are of shape (batch, 2, tokens), for the first and
+        the last token of an answer.
 
     Raises:
         ModelError: if it was published without a head that kft reads.
@@ -145,10 +150,12 @@ def published_classifier(backbone: Backbone) -> Any:
     head = backbone.head
     if head is None or not head.labels:
         raise ModelError(f"'{backbone.origin.get('handle')}' was published without a head that kft reads.")
-    name = {"image": "image_classification", "tokens": "token_classification"}.get(head.reads, "text_classification")
+    name = PUBLISHED.get(head.reads, "text_classification")
     # By number: names may occur twice, as ImageNet's do.
     labels = tuple(f"LABEL_{number}" for number in range(len(head.labels)))
     target = Target("tags" if head.reads == "tokens" else "labels", labels)
+    if head.reads == "spans":
+        target = Target("spans")
     backbone = dataclasses.replace(backbone, head=dataclasses.replace(head, labels=labels))
     pooling = head.reads if name == "text_classification" else "auto"
     return heads.build(TASKS.load(name), backbone, target, pooling=pooling, dropout=0.0)
@@ -251,12 +258,13 @@ class Run:
         """Predicts examples, in order.
 
         Args:
-            examples: texts, pairs of texts, sentences (texts or lists of words), or image files, as the task has them.
+            examples: texts, pairs of texts (a question and its context), sentences (texts or lists of words), or image files, as the task has them.
             progress: hears of each batch.
 
         Returns:
             For each example `label` and `probabilities` by label, or `value`. Of several labels and of tags, `label` is a
-            list; of tags, `probabilities` is a list too, one a word.
+            list; of tags, `probabilities` is a list too, one a word. Of a question and its context `answer`, `probability`,
+            `start` and `end`.
         """
         return self._records(self._table(examples), progress)
 
@@ -313,7 +321,7 @@ class Run:
             return []
         encoded = self.task.encode(table, self.encoding.without_target(), None)
         logits = self._evaluator([encoded]).logits(self.model, encoded, progress)
-        return evaluating.records(logits, self.target)
+        return evaluating.records(logits, self.target, encoded)
 
     def _evaluator(self, encoded: list[Encoded]) -> Any:
         from kft.tuning.evaluating import Evaluator
@@ -387,7 +395,7 @@ def _encoding(folder: RunFolder, recipe: Recipe) -> Encoding:
         tokenizer = tokenizers.read(folder.preprocessing)
     except (OSError, ValueError) as error:
         raise RunFolderError(f"The run '{folder.path}' has no readable tokenizer: {error}.") from None
-    return Encoding(recipe.data, tokenizer, recipe.model.sequence_length)
+    return Encoding(recipe.data, tokenizer, recipe.model.sequence_length, stride=recipe.model.stride)
 
 
 def _active() -> None:

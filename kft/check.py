@@ -19,7 +19,7 @@ from kft.data.table import Splits, Table
 from kft.errors import DataError, ModelError, RunFolderError
 from kft.progress import Progress
 from kft.recipe import Recipe
-from kft.tasks import TASKS
+from kft.tasks import TASKS, spans
 from kft.tasks import targets as targets_
 from kft.tasks.targets import Target
 from kft.tasks.task import Encoding, Task
@@ -151,6 +151,7 @@ def _study(recipe: Recipe, task: Task, splits: Splits, tokenizer: Tokenizer | No
     inputs = task.columns(splits.train, recipe.data)
     recipe = pipeline.with_inputs(recipe, inputs)
     found.metrics = list(pipeline.metric_names(recipe, task, target))
+    targets_.refuse_unfit(recipe.train, target)
     targets_.weights_of_classes(recipe.train.class_weights, splits.train, target, recipe.data)
     for name, table in splits.items():
         found.splits[name] = _split(recipe, task, table, target, tokenizer)
@@ -162,6 +163,12 @@ def _split(recipe: Recipe, task: Task, table: Table, target: Target, tokenizer: 
     if target.kind == "values":
         numbers = targets_.values(table, recipe.data)
         found["values"] = {"min": float(numbers.min()), "mean": float(numbers.mean()), "max": float(numbers.max())}
+    elif target.kind == "spans":
+        golds = spans.read(table, str(recipe.data.target), table.column(task.columns(table, recipe.data)[1]))
+        found["answers"] = {
+            "with": sum(gold.start >= 0 for gold in golds),
+            "without": sum(gold.start < 0 for gold in golds),
+        }
     else:
         counts: Counter[str] = targets_.count(table, recipe.data, target.kind)
         found["labels"] = {label: counts[label] for label in target.labels}
@@ -172,7 +179,7 @@ def _split(recipe: Recipe, task: Task, table: Table, target: Target, tokenizer: 
 
 
 def _lengths(recipe: Recipe, task: Task, table: Table, tokenizer: Tokenizer) -> dict[str, Any]:
-    encoding = Encoding(recipe.data, tokenizer, recipe.model.sequence_length)
+    encoding = Encoding(recipe.data, tokenizer, recipe.model.sequence_length, stride=recipe.model.stride)
     encoded = pipeline.encode(task, table, encoding.without_target(), None)
     lengths = encoded.lengths
     assert lengths is not None

@@ -84,6 +84,7 @@ def prepare(recipe: Recipe, progress: Progress, tokenizer: Tokenizer | None = No
         target = targets_.study(splits, recipe.data, task.targets)
         recipe = with_inputs(recipe, task.columns(splits.train, recipe.data))
         names = metric_names(recipe, task, target)
+        targets_.refuse_unfit(recipe.train, target)
     with progress.phase("load model"):
         backbone = _load_backbone(recipe, task, progress)
         task.refuse_other(backbone.modality)
@@ -194,6 +195,7 @@ def encoding_of(recipe: Recipe, backbone: Backbone) -> Encoding:
         sequence_length=recipe.model.sequence_length,
         image_size=size,
         channels=images.channels if images is not None else 3,
+        stride=recipe.model.stride,
     )
 
 

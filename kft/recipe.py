@@ -56,6 +56,11 @@ class Model(_Part):
         False, description="true: a TensorFlow SavedModel runs its own graph, even where kft knows its family"
     )
     sequence_length: int = Field(128, ge=8, description="longest input in tokens, special tokens counted")
+    stride: int | None = Field(
+        None,
+        ge=0,
+        description="of question answering: tokens that two windows of a long context share; null: a third of sequence_length",
+    )
     pooling: Literal["auto", "first", "pooled", "mean", "last"] = Field(
         "auto", description="which part of the text the head sees: first token, the backbone's pooler, mean, last token"
     )

@@ -56,6 +56,7 @@ ELSEWHERE = {
     "model.sha256": "tests/backbones/test_folders.py",
     "model.pretrained": "tests/backbones/test_keras_hub.py",
     "model.architecture": "tests/contracts/test_tasks.py",
+    "model.stride": "tests/tasks/test_questions.py",
     "model.part": "tests/backbones/test_parts.py",
     "model.bridge": "tests/backbones/test_bridge.py",
     "model.tokenizer": "tests/backbones/test_tokenizer.py",

@@ -78,14 +78,15 @@ class PublishedHead:
     """A head that was published together with a backbone.
 
     Attributes:
-        reads: what it stands on: pooled, first, mean or tokens; image, for the mean of an image's features or a vision
+        reads: what it stands on: pooled, first, mean, tokens, or spans for those whose first and last token answer a question;
+            image, for the mean of an image's features or a vision
             transformer's class token; any, for layers that were published below a head for masked tokens, and go below any
             other.
         labels: the names of its outputs, LABEL_0 and so on where nobody named them; none if its last layer is not read.
         weights: by the layer's name, in Keras' order: `logits`, and `head_dense` and `head_norm` below it where it has them.
     """
 
-    reads: Literal["pooled", "first", "mean", "tokens", "image", "any"]
+    reads: Literal["pooled", "first", "mean", "last", "tokens", "spans", "image", "any"]
     labels: tuple[str, ...]
     weights: dict[str, tuple[np.ndarray, ...]]
 
@@ -97,7 +98,7 @@ class Backbone:
     Attributes:
         model: the `keras.Model`.
         modality: what it reads; kft's own tasks take text and image.
-        pooling: which part of a text its own makers read off: first, pooled, mean or last.
+        pooling: which part of a text its own makers read off: first, pooled, mean or last; of an image's patches, first or mean.
         tokenizer: for text, and for what a model that hears writes, else None.
         images: for images, else None.
         head: what was published with it, or None.

@@ -12,7 +12,8 @@ from typing import Any
 
 from kft.backbones.folders import presets
 
-TEXT, IMAGE = ("text_classification", "text_regression", "token_classification"), ("image_classification",)
+TEXT = ("text_classification", "text_regression", "token_classification", "question_answering")
+IMAGE = ("image_classification",)
 MANY = re.compile(r"multi|xlm|xnli|translat|\b1\d\d languages", re.IGNORECASE)
 
 

@@ -79,7 +79,9 @@ class Reader:
             ) from None
 
     def _found(self, name: str) -> str | None:
-        names = [name, self._prefix + name, name.removeprefix(self._prefix)]
+        bare = name.removeprefix(self._prefix)
+        # The last one is what decoders with a head for answers have.
+        names = [name, self._prefix + name, bare, f"transformer.{bare}"]
         if name == "lm_head.weight":
             # A model saved without its way back to tokens, or with that of its embeddings; no head of kft's reads it.
             names += ["model.embed_tokens.weight", "embed_tokens.weight"]

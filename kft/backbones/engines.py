@@ -27,6 +27,11 @@ class FastEngine:
         """Returns the ids of each text, with no special tokens."""
         return [found.ids for found in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def places(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Returns the ids of each text, and where each token begins and ends in it, in characters."""
+        found = self.inner.encode_batch(list(texts), add_special_tokens=False)
+        return [(one.ids, one.offsets) for one in found]
+
     def definition(self) -> str:
         """Returns what `tokenizer.json` holds."""
         return str(self.inner.to_str())
@@ -113,8 +118,20 @@ class SentencePieceEngine:
         found: list[list[int]] = self.inner.encode(list(texts), out_type=int)
         if not self.shift:
             return found
+        return [self._shifted(ids) for ids in found]
+
+    def places(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Returns the ids of each text, and where each token begins and ends in it, in characters."""
+        kind: Any = "immutable_proto"  # the one in which places count characters
+        found = self.inner.encode(list(texts), out_type=kind)
+        return [
+            (self._shifted([piece.id for piece in one.pieces]), [(piece.begin, piece.end) for piece in one.pieces])
+            for one in found
+        ]
+
+    def _shifted(self, ids: list[int]) -> list[int]:
         unknown_id = self.inner.unk_id()
-        return [[3 if i == unknown_id else i + self.shift for i in ids] for ids in found]
+        return [3 if i == unknown_id else i + self.shift for i in ids] if self.shift else ids
 
     def save(self, folder: Path) -> None:
         """Copies the model file."""

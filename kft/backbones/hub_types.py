@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kft.backbones.backbone import Modality
+from kft.backbones.hugging_face import DECODER, NEWER_DECODER, Head
 from kft.errors import ModelError
 
 Config = Mapping[str, Any]
@@ -32,6 +33,7 @@ class HubType:
         scales: what KerasHub leaves out and a factor on a tensor makes up for.
         converter: the `model_type` whose converter of KerasHub's reads it, where it has none of its own.
         modality: what the model reads, where it is more than texts or more than images.
+        head: how its makers' own heads are called, or None where published heads are not read.
     """
 
     prefix: str
@@ -44,6 +46,7 @@ class HubType:
     scales: Callable[[Config], dict[str, float]] = lambda config: {}
     converter: str = ""
     modality: Modality | None = None
+    head: Head | None = NEWER_DECODER
 
 
 def arguments(config: Config, known: HubType) -> dict[str, Any]:
@@ -185,7 +188,8 @@ SIXTH = {"rms_norm_eps": (1e-6,)}
 SPARSE: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "mlp_only_layers": ([], None)}
 GEMMA = {**SIXTH, "attention_bias": (False,), "use_bidirectional_attention": (None, False)}
 GELU = {"hidden_act": ("gelu",), "qkv_bias": (True,), "num_channels": (3,)}
-DINO2 = HubType("dinov2.", only={**GELU, "layer_norm_eps": (1e-6,)})
+# The heads of DINO's makers read the class token and the mean of all patches together, which kft's do not.
+DINO2 = HubType("dinov2.", only={**GELU, "layer_norm_eps": (1e-6,)}, head=None)
 TYPES = {
     "llama": HubType("model.", EPSILON, PLAIN, ("default", "llama3"), heads=True, without_way_back=True),
     "mistral": HubType("model.", only=SILU, ropes=LINEAR),
@@ -233,12 +237,13 @@ TYPES = {
             "scale_attn_by_inverse_layer_idx": (False,),
             "add_cross_attention": (False,),
         },
+        head=DECODER,
     ),
-    "vit": HubType("vit.", {"layer_norm_eps": "layer_norm_epsilon"}, GELU),
-    "deit": HubType("deit.", {}, GELU),
+    "vit": HubType("vit.", {"layer_norm_eps": "layer_norm_epsilon"}, GELU, head=Head()),
+    "deit": HubType("deit.", {}, GELU, head=Head()),
     "dinov2": DINO2,
-    "dinov2_with_registers": HubType("dinov2_with_registers.", only=DINO2.only),
-    "dinov3_vit": HubType("", only={"num_channels": (3,)}),
+    "dinov2_with_registers": HubType("dinov2_with_registers.", only=DINO2.only, head=None),
+    "dinov3_vit": HubType("", only={"num_channels": (3,)}, head=None),
     "swin": HubType(
         "swin.",
         only={
@@ -248,5 +253,6 @@ TYPES = {
             "use_absolute_embeddings": (False,),
         },
         more=_windows,
+        head=Head(),
     ),
 }

@@ -88,19 +88,28 @@ ALBERT = dataclasses.replace(
 
 @dataclass(frozen=True)
 class Head:
-    """How a family's own head for a whole text is made.
+    """How a family's own heads are made.
 
     Attributes:
-        logits: the name of its last layer.
+        logits: the name of the last layer of that for a whole text, or for an image; empty where there is none.
         dense: that of a dense layer below it; empty where the head reads the pooler.
         norm: that of a normalization between both; empty where there is none.
         below: what these two are.
+        tokens: the name of the last layer of that for each token.
+        spans: that of the one for a question's answer.
     """
 
     logits: str = "classifier"
     dense: str = ""
     norm: str = ""
     below: Below = field(default_factory=Below)
+    tokens: str = "classifier"
+    spans: str = "qa_outputs"
+
+
+# That of decoders, on the last token; those in transformers' newer manner have one name for tokens too.
+DECODER = Head("score")
+NEWER_DECODER = Head("score", tokens="score")
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,13 @@ FAMILIES = {
         Head(dense="pre_classifier", below=Below("relu")),
     ),
 }
-KINDS = {"sequence": "ForSequenceClassification", "tokens": "ForTokenClassification", "any": "ForMaskedLM"}
+KINDS = {
+    "sequence": "ForSequenceClassification",
+    "image": "ForImageClassification",
+    "tokens": "ForTokenClassification",
+    "spans": "ForQuestionAnswering",
+    "any": "ForMaskedLM",
+}
 
 
 def family_of(folder: ModelFolder) -> Family | None:
@@ -273,21 +288,26 @@ def published_name(activation: Any) -> str:
 
 
 def head_of(config: Mapping[str, Any], head: Head, reads: Any, tensors: Tensors) -> PublishedHead | None:
-    """Returns the head of a published model for whole texts or for tokens, or None where it has none of these.
+    """Returns the head of a published model for whole texts, tokens, answers or images, or None where it has none of these.
 
     Of a head for masked tokens the layers below the last are returned, where the family's other heads begin with them too.
 
     Args:
         config: `config.json`, whose architecture says what the head is for.
-        head: how that for a whole text is called.
-        reads: the pooling that that stands on.
+        head: how they are called.
+        reads: the pooling that that for a whole text stands on.
         tensors: the weights.
     """
     architecture = str((config.get("architectures") or [""])[0])
     kind: Any = next((kind for kind, end in KINDS.items() if architecture.endswith(end)), "")
     below = {"head_dense": head.dense, "head_norm": head.norm} if kind == "sequence" or head.below.everywhere else {}
-    layers = {"logits": {"sequence": head.logits, "tokens": "classifier"}.get(kind, ""), **below}
-    biased = {"logits": True, "head_dense": head.below.bias, "head_norm": head.below.offset}
+    last = {"sequence": head.logits, "image": head.logits, "tokens": head.tokens, "spans": head.spans}
+    layers = {"logits": last.get(kind, ""), **below}
+    biased = {
+        "logits": f"{last.get(kind)}.bias" in tensors,
+        "head_dense": head.below.bias,
+        "head_norm": head.below.offset,
+    }
     names = {
         layer: [f"{name}.weight", *([f"{name}.bias"] if biased[layer] else [])]
         for layer, name in layers.items()
@@ -299,7 +319,7 @@ def head_of(config: Mapping[str, Any], head: Head, reads: Any, tensors: Tensors)
         layer: tuple(np.asarray(tensors[part], np.float32).T for part in parts) for layer, parts in names.items()
     }
     named = config.get("id2label") or {}
-    outputs = len(weights["logits"][1]) if "logits" in weights else 0
+    outputs = weights["logits"][0].shape[1] if "logits" in weights else 0
     labels = tuple(str(named.get(str(number), named.get(number, f"LABEL_{number}"))) for number in range(outputs))
     return PublishedHead(reads if kind == "sequence" else kind, labels, weights)
 

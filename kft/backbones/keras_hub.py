@@ -14,9 +14,10 @@ from keras_hub.src.utils.transformers.preset_loader import TransformersPresetLoa
 
 from kft import backend
 from kft.backbones import converted, initial
-from kft.backbones.backbone import Images, Modality
+from kft.backbones.backbone import Images, Modality, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.hub_types import TYPES, HubType, adapted, arguments
+from kft.backbones.hugging_face import head_of
 from kft.backbones.parts import PARTS
 from kft.errors import KftError, ModelError, listed, unknown
 from kft.recipe import Model
@@ -39,11 +40,11 @@ def from_configuration(config: Model) -> Any:
     return model
 
 
-def from_folder(folder: ModelFolder, config: Model) -> tuple[Any, Modality]:
+def from_folder(folder: ModelFolder, config: Model) -> tuple[Any, Modality, PublishedHead | None]:
     """Builds the model of a folder that KerasHub reads.
 
     Returns:
-        The model, and what it reads.
+        The model, what it reads, and the head that was published with it, if there is one that a task may go on with.
 
     Raises:
         ModelError: if it cannot, or its configuration does not fit.
@@ -51,13 +52,20 @@ def from_folder(folder: ModelFolder, config: Model) -> tuple[Any, Modality]:
     model = _build(folder, config)
     _tell_tied(model)
     part_attention_dropout(model, config)
+    known = TYPES.get(str(folder.config["model_type"])) if folder.format == "hugging_face" else None
     if isinstance(model.input, dict) and list(model.input) in (["images"], ["pixel_values"]):
         (images,) = model.input.values()
-        return keras.Model(images, model.output, name=model.name), "image"
-    known = TYPES.get(str(folder.config["model_type"])) if folder.format == "hugging_face" else None
-    if known is not None and known.modality is not None:
-        return model, known.modality
-    return model, "text" if isinstance(model.input, dict) else "image"
+        model = keras.Model(images, model.output, name=model.name)
+    modality: Modality = "text" if isinstance(model.input, dict) else "image"
+    if known is None:
+        return model, modality, None
+    return model, known.modality or modality, _head(folder, config, known, "image" if modality == "image" else "last")
+
+
+def _head(folder: ModelFolder, config: Model, known: HubType, reads: str) -> PublishedHead | None:
+    if known.head is None or not config.pretrained:
+        return None
+    return head_of(folder.config, known.head, reads, folder.tensors())
 
 
 def _call(cls: Any, config: Model) -> Any:

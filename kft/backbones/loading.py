@@ -83,11 +83,12 @@ def _of_hugging_face(folder: ModelFolder, config: Model) -> Backbone:
         pooling = "mean" if _reads_mean(folder.path) else table.pools(folder.config)
         tokenizer, own = _tokenizer(config, folder.path), table.own_head(folder.config)
         return Backbone(model, table.modality, pooling, tokenizer, None, head, own.below if own else Below(), origin)
-    model, modality = keras_hub.from_folder(folder, config)
+    model, modality, head = keras_hub.from_folder(folder, config)
     images = keras_hub.images_of(model, folder, config) if modality in ("image", "image_text") else None
     if modality == "image":
-        return Backbone(model, "image", "mean", images=images, origin=origin)
-    return Backbone(model, modality, _pooling(model, folder), _tokenizer(config, folder.path), images, origin=origin)
+        return Backbone(model, "image", _image_pooling(model), images=images, head=head, origin=origin)
+    tokenizer, pooling = _tokenizer(config, folder.path), _pooling(model, folder)
+    return Backbone(model, modality, pooling, tokenizer, images, head, origin=origin)
 
 
 def _of_images(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:
@@ -112,7 +113,7 @@ def _of_images(folder: ModelFolder, config: Model, progress: Progress | None) ->
             )
         images = dataclasses.replace(images, size=size)
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
-    return Backbone(model, "image", "mean", images=images, head=head, origin=origin)
+    return Backbone(model, "image", "first", images=images, head=head, origin=origin)
 
 
 def _from_saved_model(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:
@@ -135,7 +136,7 @@ def _from_saved_model(folder: ModelFolder, config: Model, progress: Progress | N
     model, images = adapted.built(folder.path)
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256, "folder": str(folder.path)}
     if images is not None:
-        return Backbone(model, "image", "mean", images=images, origin=origin)
+        return Backbone(model, "image", "first", images=images, origin=origin)
     return Backbone(model, "text", _pooling(model, None), _tokenizer(config, folder.path), origin=origin)
 
 
@@ -146,7 +147,8 @@ def _from_configuration(config: Model) -> Backbone:
         if config.tokenizer is None:
             raise ModelError(f"{config.architecture} reads text: give model.tokenizer, a folder of tokenizer files.")
         return Backbone(model, "text", _pooling(model, None), _tokenizer(config, None), origin=origin)
-    return Backbone(model, "image", "mean", images=keras_hub.images_of(model, None, config), origin=origin)
+    images = keras_hub.images_of(model, None, config)
+    return Backbone(model, "image", _image_pooling(model), images=images, origin=origin)
 
 
 def _tokenizer(config: Model, folder: Path | None) -> Tokenizer:
@@ -162,6 +164,11 @@ def _pooling(model: Any, folder: ModelFolder | None) -> str:
         return "last"
     output = model.output
     return "pooled" if isinstance(output, dict) and "pooled_output" in output else "first"
+
+
+def _image_pooling(model: Any) -> str:
+    """Returns which of an image's patches are read, where a model gives a state for each: Swin has no class token."""
+    return "mean" if model.name.startswith("swin") else "first"
 
 
 def _reads_mean(path: Path) -> bool:

@@ -80,6 +80,16 @@ class Tokenizer:
         """Returns the ids of each text, whole, with no special tokens."""
         return self.engine.encode(texts)
 
+    def tokenize_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        """Returns for each text its ids, and where each token begins and ends in it.
+
+        Returns:
+            Places are in characters, int32, shape (tokens, 2); white space around a token is no part of it.
+        """
+        return [
+            (ids, _trimmed(text, places)) for text, (ids, places) in zip(texts, self.engine.places(texts), strict=True)
+        ]
+
     def tokenize_words(self, sentences: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Returns for each sentence the ids of each word; a word without tokens gets the unknown id."""
         vocabulary = sorted({word for sentence in sentences for word in sentence})
@@ -101,6 +111,16 @@ class Tokenizer:
             "digest": self.digest,
         }
         (folder / "preprocessing.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf8")
+
+
+def _trimmed(text: str, places: Sequence[tuple[int, int]]) -> np.ndarray:
+    found = np.asarray(places, np.int32).reshape(-1, 2)
+    for place in found:
+        while place[0] < place[1] and text[place[0]].isspace():
+            place[0] += 1
+        while place[0] < place[1] and text[place[1] - 1].isspace():
+            place[1] -= 1
+    return found
 
 
 def read(folder: Path) -> Tokenizer:

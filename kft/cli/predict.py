@@ -120,6 +120,8 @@ def _lines(records: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
 
 def _said(record: Record) -> tuple[str, str]:
     """Returns what was predicted, and the probability of it where there is one for the example as a whole."""
+    if "answer" in record:
+        return record["answer"] or "(no answer)", f"{record['probability']:.4f}"
     if "value" in record:
         return f"{record['value']:.4f}", ""
     label, probabilities = record["label"], record["probabilities"]

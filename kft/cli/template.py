@@ -24,6 +24,13 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "data.inputs": ["tokens"],
         "data.target": "tags",
     },
+    "question_answering": {
+        **TEXT,
+        "model.sequence_length": 384,
+        "data.source": "train.json",
+        "data.inputs": ["question", "context"],
+        "data.target": "answers",
+    },
     "image_classification": {"model.preset": "resnet_18_imagenet", "data.source": "images", "data.target": "label"},
 }
 SHOWN = ("train.epochs", "train.batch_size", "train.learning_rate")

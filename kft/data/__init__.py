@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from kft.registry import Part, Registry
 
 if TYPE_CHECKING:
-    from kft.data.table import Splits
+    from kft.data.table import Splits, Targets
     from kft.progress import Progress
     from kft.recipe import Data
 
@@ -46,7 +46,7 @@ def load(
     *,
     seed: int,
     modality: Literal["text", "image"] = "text",
-    targets: Literal["labels", "tags", "values"] = "labels",
+    targets: Targets = "labels",
     progress: Progress | None = None,
 ) -> Splits:
     """Loads the splits that a recipe's `data` section describes; `kft.data.splits.load` says how.

@@ -106,6 +106,7 @@ class Encoded:
         padding: what fills up each ragged input; 0 where it is not named.
         owners: for each row the example it belongs to, where an example has several rows (windows), else None.
         lengths: for each row its length in tokens before anything was cut, or None.
+        beside: what the task itself needs to make sense of a model's outputs.
     """
 
     inputs: dict[str, Array]
@@ -114,6 +115,7 @@ class Encoded:
     padding: dict[str, int] = field(default_factory=dict)
     owners: np.ndarray | None = None
     lengths: np.ndarray | None = None
+    beside: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
@@ -216,11 +218,13 @@ def read(folder: Path) -> Encoded:
     for name in {name.removesuffix("#offsets").removesuffix("#values") for name in found}:
         is_ragged = name in meta["ragged"]
         whole[name] = Ragged(found[name + "#values"], found[name + "#offsets"]) if is_ragged else found[name]
-    inputs = {
-        name.removeprefix("inputs."): array for name, array in sorted(whole.items()) if name.startswith("inputs.")
-    }
-    rest = {name: array for name, array in whole.items() if not name.startswith("inputs.")}
-    return Encoded(inputs=inputs, padding=meta["padding"], **rest)  # type: ignore[arg-type]
+    rest = {name: array for name, array in whole.items() if "." not in name}
+    inputs, beside = _named("inputs.", whole), _named("beside.", whole)
+    return Encoded(inputs=inputs, beside=beside, padding=meta["padding"], **rest)  # type: ignore[arg-type]
+
+
+def _named(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in sorted(arrays.items()) if name.startswith(prefix)}
 
 
 def _map(file: Path) -> np.ndarray:
@@ -231,6 +235,7 @@ def _map(file: Path) -> np.ndarray:
 
 def _flatten(encoded: Encoded) -> tuple[dict[str, np.ndarray], set[str]]:
     named: dict[str, Array | None] = {f"inputs.{name}": array for name, array in encoded.inputs.items()}
+    named |= {f"beside.{name}": array for name, array in encoded.beside.items()}
     named |= {name: getattr(encoded, name) for name in ("targets", "weights", "owners", "lengths")}
     arrays: dict[str, np.ndarray] = {}
     ragged = set()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from kft.data import squad
 from kft.data.reading import column, lines_of, read_text
 from kft.data.table import Table
 from kft.errors import DataError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load(location: str, options: Data, modality: str = "text", progress: Progress | None = None) -> dict[str, Table]:
-    """Loads a file with one JSON object a line, or one list of objects; a key that a row lacks is null there.
+    """Loads a file with one JSON object a line, or one list of objects, or SQuAD's own; a key that a row lacks is null there.
 
     Strings, numbers and lists stay what they are. The place of a row is its line; in a list rows are counted.
 
@@ -28,10 +29,27 @@ def load(location: str, options: Data, modality: str = "text", progress: Progres
     file = Path(location)
     text = read_text(file, options.encoding)
     as_list = text.lstrip()[:1] == "["
+    if not as_list and (asked := _asked(file, text)):
+        return {"train": asked}
     rows = _listed(file, text) if as_list else _lines(file, text)
     if not rows:
         raise DataError(f'{file} has no rows. Give one JSON object a line, as in {{"text": "...", "label": "..."}}.')
     return {"train": _table(file, rows, "row" if as_list else "line")}
+
+
+def _asked(file: Path, text: str) -> Table | None:
+    """Returns the questions of a file in SQuAD's layout, or None where it has another: its one object is the whole file."""
+    if '"paragraphs"' not in text:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    if not squad.is_one(value):
+        return None
+    places, rows = zip(*squad.rows(file, value), strict=True)
+    arrays = {name: column(name, [row[name] for row in rows], lambda row: places[row]) for name in rows[0]}
+    return Table(pa.table(arrays), file.name, list(places), root=file.parent)
 
 
 def _lines(file: Path, text: str) -> list[tuple[int, dict[str, Any]]]:

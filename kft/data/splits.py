@@ -12,14 +12,13 @@ import pyarrow as pa
 
 from kft.data import sources
 from kft.data.folders import VALIDATION_NAMES
-from kft.data.table import Splits, Table
+from kft.data.table import Splits, Table, Targets
 from kft.errors import DataError, listed, nearest
 
 if TYPE_CHECKING:
     from kft.progress import Progress
     from kft.recipe import Data
 
-Targets = Literal["labels", "tags", "values"]
 DEFAULT_VALIDATION = 0.1
 _OWN = {"validation": VALIDATION_NAMES, "test": ("test",)}
 _STREAM = {"test": 1, "validation": 2, "limit": 3}  # so that no draw depends on whether another one was made

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 from kft.errors import DataError, nearest
 
+# What a target column holds.
+Targets = Literal["labels", "tags", "values", "spans"]
 CHUNK = 10_000  # rows that are Python objects at a time
 
 

@@ -13,6 +13,7 @@ PIPELINES = {
     "text_classification": "text-classification",
     "text_regression": "text-classification",
     "token_classification": "token-classification",
+    "question_answering": "question-answering",
 }
 
 

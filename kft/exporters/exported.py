@@ -9,6 +9,9 @@ from typing import Any
 from kft.tasks.targets import Target
 from kft.tasks.task import Encoding
 
+# The tasks whose heads read each token, and what transformers calls the last layer of these.
+EACH_TOKEN = {"token_classification": "classifier", "question_answering": "qa_outputs"}
+
 
 @dataclass(frozen=True)
 class Finished:

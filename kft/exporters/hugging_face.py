@@ -23,7 +23,7 @@ from kft.backbones.places import places
 from kft.backbones.tokenizer import Template
 from kft.errors import ModelError
 from kft.exporters import card, leaving
-from kft.exporters.exported import Finished
+from kft.exporters.exported import EACH_TOKEN, Finished
 from kft.exporters.leaving import Leaving
 
 CLASSES = {
@@ -39,6 +39,7 @@ KINDS = {
     "text_classification": "SequenceClassification",
     "text_regression": "SequenceClassification",
     "token_classification": "TokenClassification",
+    "question_answering": "QuestionAnswering",
 }
 PROBLEMS = {
     "labels": "single_label_classification",
@@ -116,6 +117,8 @@ def _encoder(run: Finished, inner: Sequence[Any]) -> tuple[Any, Encoder, str]:
 def _tensors(run: Finished, inner: Any, shape: Encoder, family: Family, name: str) -> dict[str, np.ndarray]:
     found = {}
     for place in places(inner, shape, family.names):
+        if run.task in EACH_TOKEN and place.name.startswith(f"{family.names.pooler}."):
+            continue  # transformers' classes that read each token have none
         found[family.prefix + place.name] = leaving.value(place)
     if family.skipped({"pad_token_id": 0}):
         position, segment = (f"{family.prefix}{part}.weight" for part in (family.names.position, family.names.segment))
@@ -133,8 +136,8 @@ def _skipped(run: Finished, family: Family) -> int:
 
 def _head(run: Finished, shape: Encoder, name: str) -> dict[str, np.ndarray]:
     layers = {layer.name: layer for layer in run.model.layers}
-    if run.task == "token_classification":
-        return leaving.head(layers["logits"], "classifier")
+    if run.task in EACH_TOKEN:
+        return leaving.head(layers["logits"], EACH_TOKEN[run.task])
     head = FAMILIES[name].head
     if not head.dense:
         if "head_dense" in layers or "mean_pooling" in layers or not shape.pooler:
@@ -153,8 +156,8 @@ def _head(run: Finished, shape: Encoder, name: str) -> dict[str, np.ndarray]:
 
 def _config(run: Finished, found: Leaving) -> dict[str, Any]:
     pad = run.encoding.tokenizer.pad_id if run.encoding.tokenizer is not None else 0
-    labels = run.target.labels or ("value",)
-    problem = {} if run.task == "token_classification" else {"problem_type": PROBLEMS[run.target.kind]}
+    labels = run.target.labels or {"spans": ("LABEL_0", "LABEL_1")}.get(run.target.kind, ("value",))
+    problem = {} if run.task in EACH_TOKEN else {"problem_type": PROBLEMS[run.target.kind]}
     return {
         "architectures": [f"{found.cls}For{KINDS[run.task]}"],
         "model_type": found.name,

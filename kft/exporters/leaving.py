@@ -15,7 +15,7 @@ from kft.backbones.hugging_face import published_name
 from kft.backbones.places import Place
 from kft.backbones.tokenizer import Template
 from kft.errors import ModelError
-from kft.exporters.exported import Finished
+from kft.exporters.exported import EACH_TOKEN, Finished
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def _layers(run: Finished) -> dict[str, Any]:
 def _deberta(run: Finished, inner: Any) -> Leaving:
     tensors = {f"deberta.{place.name}": value(place) for place in deberta.places(inner, {})}
     layers = _layers(run)
-    if run.task == "token_classification":
-        tensors |= head(layers["logits"], "classifier")
+    if run.task in EACH_TOKEN:
+        tensors |= head(layers["logits"], EACH_TOKEN[run.task])
     elif "head_dense" in layers:
         tensors |= head(layers["head_dense"], "pooler.dense") | head(layers["logits"], "classifier")
     else:
@@ -230,8 +230,10 @@ def _llama_places(inner: Any) -> Iterator[Place]:
 def _on_last(run: Finished, cls: str) -> dict[str, np.ndarray]:
     """Returns the head of a decoder, which stands on the last token and has no bias."""
     layers = _layers(run)
-    if run.task == "token_classification":
-        raise ModelError(f"A {cls} for tokens cannot be exported to transformers yet. Allowed: text_classification.")
+    if run.task in EACH_TOKEN:
+        raise ModelError(
+            f"A {cls} for {run.task} cannot be exported to transformers yet. Allowed: text_classification."
+        )
     if layers["logits"].use_bias or "head_dense" in layers or "mean_pooling" in layers:
         raise ModelError(
             f"transformers' {cls}ForSequenceClassification reads the last token, and has no bias; this model is another. Train "

@@ -53,7 +53,16 @@ _TAGGING = {
     "entity_recall": "recall of whole entities, as seqeval counts them",
     "token_accuracy": "share of words whose tag is right",
 }
-_MODULES = {"classification": _CLASSIFICATION, "regression": _REGRESSION, "tagging": _TAGGING}
+_ANSWERING = {
+    "answer_f1": "F1 of an answer's words, as SQuAD's own program counts it",
+    "exact_match": "share of answers that are right as a whole, as SQuAD's own program counts it",
+}
+_MODULES = {
+    "classification": _CLASSIFICATION,
+    "regression": _REGRESSION,
+    "tagging": _TAGGING,
+    "answering": _ANSWERING,
+}
 
 METRICS = Registry(
     "metric",
@@ -71,8 +80,9 @@ def score(names: Sequence[str], targets: Any, predictions: Any, context: Context
 
     Args:
         names: metrics of one kind, in the order wanted.
-        targets: class numbers (n,), 0/1 arrays (n, classes), values (n,) or a list of tag names a sentence.
-        predictions: of the same kind and shape.
+        targets: class numbers (n,), 0/1 arrays (n, classes), values (n,), a list of tag names a sentence, or a
+            list of true answers a question.
+        predictions: of the same kind and shape; one answer a question.
         context: the classes and the positive one.
 
     Returns:
@@ -103,7 +113,7 @@ def metrics_for(kind: str, num_classes: int | None = None) -> list[str]:
     """Returns the names of the metrics that serve a kind of task.
 
     Args:
-        kind: `labels`, `multi_label`, `values` or `tags`.
+        kind: `labels`, `multi_label`, `values`, `tags` or `spans`.
         num_classes: where known, leaves out those for two classes only if there are more.
 
     Raises:
@@ -119,7 +129,7 @@ def check(names: Sequence[str], kind: str, num_classes: int | None = None) -> No
 
     Args:
         names: the metrics asked for.
-        kind: `labels`, `multi_label`, `values` or `tags`.
+        kind: `labels`, `multi_label`, `values`, `tags` or `spans`.
         num_classes: the number of classes, where known.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from kft.metrics.context import Context
 
-Kind = Literal["labels", "multi_label", "values", "tags"]
+Kind = Literal["labels", "multi_label", "values", "tags", "spans"]
 KINDS: tuple[str, ...] = get_args(Kind)
 Function = Callable[[Any, Any, Context], float]
 
@@ -20,7 +20,8 @@ class Metric:
     Attributes:
         function: computes the value over a whole split.
         kinds: what it serves: `labels` (class numbers of shape (n,)), `multi_label` (0/1 arrays of shape
-            (n, classes)), `values` (numbers of shape (n,)), `tags` (a list of tag names a sentence).
+            (n, classes)), `values` (numbers of shape (n,)), `tags` (a list of tag names a sentence),
+            `spans` (a list of true answers a question, and one answer).
         higher_is_better: false for errors.
         two_classes: whether it is defined for two classes only.
     """

@@ -15,6 +15,10 @@ TASKS = Registry(
         "token_classification": Part(
             "kft.tasks.tokens:TOKEN_CLASSIFICATION", "a tag for each word, as in named entity recognition"
         ),
+        "question_answering": Part(
+            "kft.tasks.questions:QUESTION_ANSWERING",
+            "the part of a context that answers a question, or that it has no answer",
+        ),
         "image_classification": Part("kft.tasks.images:CLASSIFICATION", "one label, or several, of an image"),
     },
 )

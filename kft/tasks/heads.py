@@ -18,6 +18,8 @@ from kft.recipe import Augmentation
 from kft.tasks.targets import Target
 from kft.tasks.task import Task
 
+LOWEST = -1e9
+
 
 def build(
     task: Task,
@@ -47,7 +49,8 @@ def build(
         progress: hears what became of a published head.
 
     Returns:
-        A `keras.Model` whose output is float32 logits: shape (batch, outputs), or (batch, tokens, tags).
+        A `keras.Model` whose output is float32 logits: shape (batch, outputs), (batch, tokens, tags), or (batch, 2, tokens)
+        for the first and last token of an answer, which no padding can be.
 
     Raises:
         ModelError: if the backbone does not fit the task.
@@ -77,6 +80,8 @@ def build(
         target.outputs, use_bias=reads != "last", dtype="float32", name="logits", kernel_initializer=_kernel(task)
     )
     logits = last(features)
+    if task.head == "spans":
+        logits = _over_tokens(logits, inputs.get("padding_mask"))
     model = keras.Model(inputs, logits, name=task.name)
     initial.draw(head_layers(model, backbone), seed)
     kept = keep_published(model, backbone, target, reads)
@@ -84,6 +89,14 @@ def build(
         progress.note(_fate(backbone.head, kept, reads, target))
     fused.install(model)
     return model
+
+
+def _over_tokens(logits: Any, mask: Any) -> Any:
+    """Returns logits of shape (batch, tokens, outputs) as (batch, outputs, tokens), those of padding being lowest."""
+    logits = keras.layers.Permute((2, 1), name="over_tokens")(logits)
+    if mask is None:
+        return logits
+    return keras.ops.where(keras.ops.cast(mask[:, None, :], "bool"), logits, LOWEST)
 
 
 def _fate(head: PublishedHead, kept: Sequence[str], reads: str, target: Target) -> str:
@@ -137,6 +150,8 @@ def keep_published(model: Any, backbone: Backbone, target: Target, reads: str) -
 def _order(labels: tuple[str, ...], target: Target) -> list[int] | None:
     """Returns for each output of a target the output of a published head, or None where they are not the same."""
     names = [label.casefold() for label in labels]
+    if target.kind == "spans":
+        return [0, 1] if len(labels) == 2 else None
     wanted = [label.casefold() for label in target.labels] or ["value"]
     if sorted(names) == sorted(wanted) and len(set(names)) == len(names):
         return [names.index(label) for label in wanted]
@@ -198,6 +213,8 @@ def _image_features(backbone: Backbone, augmentation: Augmentation, size: tuple[
         features = features.get("pooled_output", features.get("sequence_output", next(iter(features.values()))))
     if len(features.shape) == 4:
         features = keras.layers.GlobalAveragePooling2D(name="mean_pooling")(features)
+    elif len(features.shape) == 3 and backbone.pooling == "mean":
+        features = keras.layers.GlobalAveragePooling1D(name="mean_pooling")(features)
     elif len(features.shape) == 3:
         features = features[:, 0, :]
     return {"images": inputs}, features

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kft.data.table import Splits, Table
+from kft.data.table import Splits, Table, Targets
 from kft.errors import DataError, listed, nearest
-from kft.recipe import Data
+from kft.recipe import Data, Train
+from kft.tasks import spans
 
-Kind = Literal["labels", "multi_label", "tags", "values"]
+Kind = Literal["labels", "multi_label", "tags", "values", "spans"]
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,22 @@ class Target:
     """The meaning of a model's outputs.
 
     Attributes:
-        kind: labels (one of several), multi_label (any of several), tags (one a word), values (a number).
-        labels: the names of the outputs, in their order; empty for values.
+        kind: labels (one of several), multi_label (any of several), tags (one a word), values (a number), spans (the first
+            and last token of a part of the text).
+        labels: the names of the outputs, in their order; empty for values and spans.
         positive: the index of the label that binary metrics count.
+        unanswerable: whether a question may have no answer.
     """
 
     kind: Kind
     labels: tuple[str, ...] = ()
     positive: int = 0
+    unanswerable: bool = False
 
     @property
     def outputs(self) -> int:
-        """How many numbers the model gives for an example or a word."""
-        return len(self.labels) or 1
+        """How many numbers the model gives for an example, a word or a token."""
+        return len(self.labels) or (2 if self.kind == "spans" else 1)
 
     def dump(self) -> dict[str, Any]:
         """Returns the target as JSON values."""
@@ -43,7 +47,7 @@ class Target:
     @classmethod
     def read(cls, values: dict[str, Any]) -> Target:
         """Returns the target that `dump` gave."""
-        return cls(values["kind"], tuple(values["labels"]), values["positive"])
+        return cls(values["kind"], tuple(values["labels"]), values["positive"], values.get("unanswerable", False))
 
 
 def text_of(value: Any) -> str:
@@ -53,7 +57,7 @@ def text_of(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def study(splits: Splits, data: Data, kind: Literal["labels", "tags", "values"]) -> Target:
+def study(splits: Splits, data: Data, kind: Targets) -> Target:
     """Reads off the training split what there is to predict, and that the other splits ask for nothing else.
 
     Raises:
@@ -63,6 +67,9 @@ def study(splits: Splits, data: Data, kind: Literal["labels", "tags", "values"])
         for _, table in splits.items():
             values(table, data)
         return Target("values")
+    if kind == "spans":
+        every = [spans.study(table, data) for _, table in splits.items()]
+        return Target("spans", unanswerable=every[0])
     multi = kind == "labels" and (isinstance(data.target, list) or data.label_separator or _is_list(splits.train, data))
     found: Kind = "multi_label" if multi else kind
     counts = count(splits.train, data, found)
@@ -227,6 +234,16 @@ def weights_of_classes(
     counts = count(table, data, target.kind)
     total = sum(counts.values())
     return tuple(total / (len(target.labels) * counts[label]) if counts[label] else 1.0 for label in target.labels)
+
+
+def refuse_unfit(train: Train, target: Target) -> None:
+    """Refuses what a recipe asks of a training that its target does not have.
+
+    Raises:
+        DataError: if labels are to be smoothed, and there are none.
+    """
+    if train.label_smoothing and target.kind in ("values", "spans"):
+        raise DataError(f"train.label_smoothing goes with labels and tags, not with {target.kind}. Remove it.")
 
 
 def _column(data: Data) -> str:

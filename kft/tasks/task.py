@@ -10,7 +10,7 @@ import numpy as np
 
 from kft.backbones.tokenizer import Tokenizer
 from kft.data.encoded import Encoded
-from kft.data.table import Table
+from kft.data.table import Table, Targets
 from kft.errors import ModelError
 from kft.recipe import Data
 from kft.tasks.targets import Target
@@ -26,6 +26,7 @@ class Encoding:
         sequence_length: most tokens a row may have.
         image_size: height and width of images, or None to take the first image's own.
         channels: 3, or 1 for grey images.
+        stride: tokens that two windows of a long context have in common, or None for a third of a row.
     """
 
     data: Data
@@ -33,6 +34,12 @@ class Encoding:
     sequence_length: int = 128
     image_size: tuple[int, int] | None = None
     channels: int = 3
+    stride: int | None = None
+
+    @property
+    def overlap(self) -> int:
+        """How many tokens two windows of a long context have in common."""
+        return self.sequence_length // 3 if self.stride is None else self.stride
 
     def key(self) -> dict[str, Any]:
         """Returns what the encoded result depends on, beside the data itself."""
@@ -44,6 +51,7 @@ class Encoding:
             "sequence_length": self.sequence_length,
             "image_size": self.image_size,
             "channels": self.channels,
+            "stride": self.stride,
         }
 
     def without_target(self) -> Encoding:
@@ -72,12 +80,12 @@ class Task:
     name: str
     summary: str
     modality: Literal["text", "image"]
-    targets: Literal["labels", "tags", "values"]
+    targets: Targets
     metrics: dict[str, tuple[str, ...]]
     columns: Callable[[Table, Data], list[str]]
     inputs: Callable[[Table, list[str]], Any]
     encode: Callable[[Table, Encoding, Target | None], Encoded]
-    head: Literal["sequence", "tokens", "image"]
+    head: Literal["sequence", "tokens", "spans", "image"]
     join: Callable[[Sequence[np.ndarray], Encoded], list[np.ndarray]]
 
     def refuse_other(self, modality: str) -> None:

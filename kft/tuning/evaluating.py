@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from kft.data.batches import Batches
 from kft.data.encoded import Encoded, Ragged
 from kft.metrics.context import Context
 from kft.progress import Progress
+from kft.tasks import spans
+from kft.tasks.questions import texts_beside
 from kft.tasks.targets import Target, probabilities
 from kft.tasks.task import Task
 from kft.tuning import predicting, shapes
@@ -40,14 +43,22 @@ class Evaluator:
 
     def logits(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> list[np.ndarray]:
         """Returns the logits of each example, in order."""
+        return self.task.join(self._rows(model, encoded, progress), encoded)
+
+    def _rows(self, model: Any, encoded: Encoded, progress: Progress | None) -> list[np.ndarray]:
         batches = Batches(encoded, self.batch_size, self.rungs, shapes.multiple(), shuffle=False, inputs=self.inputs)
-        return self.task.join(predicting.logits(model, batches, progress), encoded)
+        return predicting.logits(model, batches, progress)
 
     def score(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> dict[str, float]:
         """Returns the loss and the metrics of a split, by name."""
-        logits = self.logits(model, encoded, progress)
-        truth = self.truth(encoded)
+        rows = self._rows(model, encoded, progress)
+        logits = self.task.join(rows, encoded)
         context = Context(labels=self.target.labels, positive=self.target.positive)
+        if self.target.kind == "spans":
+            true = [json.loads(text) for text in texts_beside(encoded, "answers")]
+            said = [record["answer"] for record in records(logits, self.target, encoded)]
+            return {"loss": spans.loss(rows, encoded), **metrics.score(self.names, true, said, context)}
+        truth = self.truth(encoded)
         found = metrics.score(self.names, *self._comparable(truth, logits), context)
         return {"loss": loss(truth, logits, self.target), **found}
 
@@ -87,11 +98,15 @@ def loss(truth: Sequence[np.ndarray], logits: Sequence[np.ndarray], target: Targ
     return float(np.mean(log_sum - wide[np.arange(len(wide)), wanted]))
 
 
-def records(logits: Sequence[np.ndarray], target: Target) -> list[dict[str, Any]]:
-    """Returns a prediction for each example: `label` and `probabilities` by label, or `value`.
+def records(logits: Sequence[np.ndarray], target: Target, encoded: Encoded) -> list[dict[str, Any]]:
+    """Returns a prediction for each example: `label` and `probabilities` by label, `value`, or `answer`.
 
-    Of several labels and of tags, `label` is a list; of tags, `probabilities` is a list too, one a word.
+    Of several labels and of tags, `label` is a list; of tags, `probabilities` is a list too, one a word. Beside an `answer`,
+    which is empty where there is none, stand its `probability` and where it starts and ends in the context, in characters.
     """
+    if target.kind == "spans":
+        pairs = zip(logits, texts_beside(encoded, "contexts"), strict=True)
+        return [_answer(spans.best(tokens, context, unanswerable=target.unanswerable)) for tokens, context in pairs]
     if target.kind == "values":
         return [{"value": float(row[0])} for row in logits]
     names = target.labels
@@ -107,6 +122,11 @@ def records(logits: Sequence[np.ndarray], target: Target) -> list[dict[str, Any]
         else:
             found.append({"label": names[int(share.argmax())], "probabilities": _by_name(names, share)})
     return found
+
+
+def _answer(found: spans.Answer) -> dict[str, Any]:
+    place = {"start": found.start, "end": found.end} if found.text else {}
+    return {"answer": found.text, "probability": found.probability, **place}
 
 
 def _by_name(names: Sequence[str], share: np.ndarray) -> dict[str, float]:

@@ -86,6 +86,8 @@ VIT = {
 }
 DINO = {**VIT, "mlp_ratio": 2, "layerscale_value": 0.5}
 SWIN = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 2}
+# Where the first token, or the class token of an image, is read.
+FIRST = ("esm", "vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 TYPES = {
     "llama": DECODER,
     "mistral": {**DECODER, "sliding_window": 3, "head_dim": 4},
@@ -208,7 +210,7 @@ def test_states_are_those_of_transformers(
     model = published(kind, TYPES[kind], tmp_path, vocabulary, head)
     backbone = kft.load_backbone(str(tmp_path))
     same("Hugging Face", kind, found(backbone), wanted(model))
-    assert backbone.pooling == ("first" if kind == "esm" else "mean" if backbone.modality == "image" else "last")
+    assert backbone.pooling == ("first" if kind in FIRST else "mean" if kind == "swin" else "last")
     if backbone.modality == "image":
         assert backbone.images.size == (16, 16)
 

@@ -41,6 +41,18 @@ def tags(folder: Path) -> dict[str, Any]:
     return {"data": {"source": str(file), "target": "tags"}}
 
 
+def questions(folder: Path) -> dict[str, Any]:
+    rng = random.Random(0)
+    rows = []
+    for number in range(40):
+        words = rng.choices(WORDS, k=12)
+        answer = {"text": ["the film"], "answer_start": [len(" ".join([*words, ""]))]} if number % 8 else None
+        rows.append({"question": "what good book", "context": " ".join([*words, "the film"]), "answers": answer})
+    file = folder / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf8")
+    return {"data": {"source": str(file), "target": "answers"}}
+
+
 def images(folder: Path) -> dict[str, Any]:
     from PIL import Image
 
@@ -66,6 +78,7 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], Any, set[str]]] = {
     "text_classification": (classification, "the good film", {"label", "probabilities"}),
     "text_regression": (regression, "the good film", {"value"}),
     "token_classification": (tags, ["the", "good", "film"], {"label", "probabilities"}),
+    "question_answering": (questions, ("what good book", "the good film"), {"answer", "probability", "start", "end"}),
     "image_classification": (images, "dark/3.png", {"label", "probabilities"}),
 }
 
@@ -86,10 +99,12 @@ def test_a_task_trains_and_its_saved_model_predicts(
     monkeypatch.chdir(data)
     run = kft.load_run(report.run)
     (found,) = run.predict([example])
-    assert set(found) == wanted
     kind = run.target.kind
+    assert set(found) == wanted or (kind == "spans" and set(found) == {"answer", "probability"})
     if kind == "values":
         assert isinstance(found["value"], float)
+    elif kind == "spans":
+        assert found["answer"] in example[1] and 0 < found["probability"] <= 1
     elif kind == "tags":
         assert len(found["label"]) == len(example) and set(found["label"]) <= set(run.labels)
     else:

@@ -106,7 +106,7 @@ def finished(folder: Path, task: str, labels: tuple[str, ...], **options: Any) -
     from kft.tasks.task import Encoding
 
     backbone = kft.load_backbone(str(folder))
-    kinds = {"token_classification": "tags", "text_regression": "values"}
+    kinds = {"token_classification": "tags", "text_regression": "values", "question_answering": "spans"}
     target = Target(kinds.get(task, "labels"), labels)  # type: ignore[arg-type]
     model = heads.build(TASKS.load(task), backbone, target, seed=1, **options)
     rng = np.random.default_rng(0)
@@ -192,6 +192,29 @@ def test_modernbert_with_every_bias_that_reads_the_mean(preset: Callable[..., Pa
     last = finished(tmp_path / "preset", "text_classification", ("bad", "good"), pooling="last")
     with pytest.raises(ModelError, match="ModernBert classes read the first token or the mean"):
         write(last, tmp_path / "last")
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "deberta-v2", "modernbert"])
+def test_what_answers_questions_too(preset: Callable[[str], Path], family: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    from kft.exporters.hugging_face import write
+
+    run = finished(preset(family), "question_answering", ())
+    write(run, tmp_path / "out")
+    model, report = transformers.AutoModelForQuestionAnswering.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    own, _ = logits(run, [PARTNERS, TEXTS])
+    inputs = tokenizer(PARTNERS, TEXTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        theirs = model.eval()(**inputs)
+    for mine, other in zip(own.transpose(1, 0, 2), (theirs.start_logits, theirs.end_logits), strict=True):
+        real = inputs["attention_mask"].numpy().astype(bool)
+        np.testing.assert_allclose(mine[:, : real.shape[1]][real], other.numpy()[real], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "modernbert"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kft.backbones.families.family import Family, dense, norm, refuse
+from kft.backbones.hugging_face import DECODER
 from kft.backbones.places import Place
 
 
@@ -76,5 +77,6 @@ FAMILY = Family(
     places=places,
     prefix="transformer.",
     heads=("lm_head.", "score.", "classifier.", "qa_outputs."),
+    head=DECODER,
     pooling="last",
 )

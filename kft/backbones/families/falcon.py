@@ -11,6 +11,7 @@ from typing import Any
 
 from kft.backbones.families.bloom import of_each_head
 from kft.backbones.families.family import Family, dense, norm, refuse
+from kft.backbones.hugging_face import DECODER
 from kft.backbones.places import Place
 
 
@@ -63,5 +64,6 @@ FAMILY = Family(
     places=places,
     prefix="transformer.",
     heads=("lm_head.", "score.", "classifier.", "qa_outputs."),
+    head=DECODER,
     pooling="last",
 )

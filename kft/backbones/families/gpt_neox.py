@@ -7,6 +7,7 @@ from typing import Any
 
 from kft.backbones.families import rotary
 from kft.backbones.families.family import Family, dense, norm, refuse
+from kft.backbones.hugging_face import DECODER
 from kft.backbones.places import Place
 from kft.errors import ModelError
 
@@ -76,5 +77,6 @@ FAMILY = Family(
     places=places,
     prefix="gpt_neox.",
     heads=("embed_out.", "lm_head.", "score.", "classifier.", "qa_outputs.", *BUFFERS),
+    head=DECODER,
     pooling="last",
 )

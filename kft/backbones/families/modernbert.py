@@ -236,7 +236,7 @@ def _head(config: Mapping[str, Any]) -> Head:
         epsilon=config.get("norm_eps", 1e-5),
         offset=bool(config.get("norm_bias")),
     )
-    return Head(dense="head.dense", norm="head.norm", below=below)
+    return Head(dense="head.dense", norm="head.norm", below=below, spans="classifier")
 
 
 FAMILY = Family(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from kft.backbones.families.family import Family, dense, norm, refuse
+from kft.backbones.hugging_face import DECODER
 from kft.backbones.places import Place
 
 # Rows at the beginning of the table of positions that no token ever has.
@@ -67,5 +68,6 @@ FAMILY = Family(
     prefix="model.",
     # The version is a mark that its makers' own files have, no weight.
     heads=("lm_head.", "score.", "qa_outputs.", "decoder.version"),
+    head=DECODER,
     pooling="last",
 )

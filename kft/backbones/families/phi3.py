@@ -12,6 +12,7 @@ import numpy as np
 from kft.backbones.families import rotary
 from kft.backbones.families.family import Family, dense, refuse
 from kft.backbones.families.rotary import Rotary
+from kft.backbones.hugging_face import NEWER_DECODER
 from kft.backbones.places import Place
 from kft.errors import ModelError
 
@@ -114,5 +115,6 @@ FAMILY = Family(
     places=places,
     prefix="model.",
     heads=("lm_head.", "score.", "classifier.", "qa_outputs."),
+    head=NEWER_DECODER,
     pooling="last",
 )

@@ -13,6 +13,7 @@ import keras
 
 from kft.backbones.families import drawn
 from kft.backbones.families.family import Family, dense, refuse
+from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place
 from kft.errors import ModelError, unknown
 
@@ -153,5 +154,7 @@ FAMILY = Family(
     prefix="transformer.",
     # The decoder, and the embeddings once more, as some files have them.
     heads=("decoder.", "lm_head.", "classification_head.", "classifier.", "encoder.embed_tokens."),
+    # transformers' other classes for tasks read the decoder.
+    head=Head(logits="", tokens="classifier", spans=""),
     pooling="mean",
 )
