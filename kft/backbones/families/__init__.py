@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 # model_type in config.json, and the module that knows it.
 MODULES = {
+    "bart": "bart",
     "deberta-v2": "deberta",
     "esm": "esm",
     "falcon": "falcon",

@@ -16,7 +16,14 @@ from kft.errors import ModelError
 from kft.recipe import Model
 
 # What families call the rates that `model.dropout` sets.
-RATES = {"dropout", "embedding_dropout", "attention_dropout", "attention_dropout_rate", "feedforward_dropout_rate"}
+RATES = {
+    "dropout",
+    "activation_dropout",
+    "embedding_dropout",
+    "attention_dropout",
+    "attention_dropout_rate",
+    "feedforward_dropout_rate",
+}
 
 
 @dataclass(frozen=True)
