@@ -25,6 +25,7 @@ MODULES = {
     "opt": "opt",
     "phi3": "phi3",
     "roformer": "roformer",
+    "sam3_vision_model": "sam3",
     "whisper": "whisper",
     "xlnet": "xlnet",
 }

@@ -85,6 +85,8 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         arguments |= dict.fromkeys(arguments.keys() & RATES, config.dropout)
     if family.drawn and config.attention_dropout is not None and "attention_dropout" in arguments:
         arguments["attention_dropout"] = config.attention_dropout
+    if config.image_size is not None and "image_size" in arguments:
+        arguments["image_size"] = config.image_size
     try:
         with initial.undrawn() if config.pretrained else contextlib.nullcontext():
             model = cls(**{**arguments, **config.config})
