@@ -61,7 +61,8 @@ class Below:
     Attributes:
         activation: of the dense layer, by Keras' name, or KerasHub's `gelu_approximate`.
         bias: whether the dense layer has one.
-        everywhere: whether they stand on whatever a head reads, each token and means too; else on a text's first token only.
+        everywhere: whether they stand on whatever a head reads, each token and means too; else on one token of a text only.
+        token: which that is, first or last.
         epsilon: of the normalization above the dense layer; None where there is none.
         offset: whether the normalization has one.
     """
@@ -69,6 +70,7 @@ class Below:
     activation: str = "tanh"
     bias: bool = True
     everywhere: bool = False
+    token: Literal["first", "last"] = "first"
     epsilon: float | None = None
     offset: bool = False
 
@@ -78,15 +80,15 @@ class PublishedHead:
     """A head that was published together with a backbone.
 
     Attributes:
-        reads: what it stands on: pooled, first, mean, tokens, or spans for those whose first and last token answer a question;
-            image, for the mean of an image's features or a vision
+        reads: what it stands on: pooled, first, last, mean, tokens, or spans for those whose first and last token answer a
+            question; image, for the mean of an image's features or a vision
             transformer's class token; any, for layers that were published below a head for masked tokens, and go below any
             other.
         labels: the names of its outputs, LABEL_0 and so on where nobody named them; none if its last layer is not read.
         weights: by the layer's name, in Keras' order: `logits`, and `head_dense` and `head_norm` below it where it has them.
     """
 
-    reads: Literal["pooled", "first", "mean", "last", "tokens", "spans", "image", "any"]
+    reads: Literal["pooled", "first", "last", "mean", "tokens", "spans", "image", "any"]
     labels: tuple[str, ...]
     weights: dict[str, tuple[np.ndarray, ...]]
 

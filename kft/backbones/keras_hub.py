@@ -191,8 +191,11 @@ def images_of(model: Any, folder: ModelFolder | None, config: Model) -> Images:
 def _normalization(path: Path) -> dict[str, Any]:
     """Reads mean and deviation, on the scale 0 to 255, off the preprocessing files of either layout."""
     file = path / "preprocessor_config.json"
+    if not file.is_file():
+        file = path / "processor_config.json"  # of models that read texts too
     if file.is_file():
         values = json.loads(file.read_text(encoding="utf8"))
+        values = values.get("image_processor", values)
         if values.get("image_mean") and values.get("do_normalize", True):
             mean, deviation = values["image_mean"], values["image_std"]
             return {"mean": tuple(255 * m for m in mean), "deviation": tuple(255 * d for d in deviation)}

@@ -80,6 +80,10 @@ def _of_hugging_face(folder: ModelFolder, config: Model) -> Backbone:
         model, head = of_table(folder, config, table)
         if not table.drawn:
             keras_hub.part_attention_dropout(model, config)
+        if table.modality == "image":
+            return Backbone(
+                model, "image", "mean", images=keras_hub.images_of(model, folder, config), head=head, origin=origin
+            )
         pooling = "mean" if _reads_mean(folder.path) else table.pools(folder.config)
         tokenizer, own = _tokenizer(config, folder.path), table.own_head(folder.config)
         return Backbone(model, table.modality, pooling, tokenizer, None, head, own.below if own else Below(), origin)

@@ -21,7 +21,7 @@ class Part:
 
     Attributes:
         kind: the `model_type` it is read as; empty where it is cut out of the whole.
-        config: the field of `config.json` that is its own.
+        config: the field of `config.json` that is its own; a dot leads into a field.
         prefixes: what stands before the names of its weights; the first that is there counts, and all others are no part's.
         cut: takes it out of the whole model, where it has no `kind`.
     """
@@ -39,7 +39,9 @@ class Part:
         """
         if not self.kind:
             return folder
-        own = folder.config.get(self.config)
+        own: Any = folder.config
+        for name in self.config.split("."):
+            own = own.get(name) if isinstance(own, Mapping) else None
         if not isinstance(own, Mapping):
             raise ModelError(
                 f"'{folder.path / 'config.json'}' has no {self.config}, which a {folder.config['model_type']} has. "
@@ -60,6 +62,10 @@ class Part:
 # By model_type of the whole, then by what a recipe asks for.
 PARTS: dict[str, dict[str, Part]] = {
     "gemma3": {"text": Part("gemma3_text", "text_config", ("language_model.model.", "model.language_model."))},
+    "sam3": {"image": Part("sam3_vision_model", "vision_config", ("vision_encoder.",))},
+    "sam3_video": {
+        "image": Part("sam3_vision_model", "detector_config.vision_config", ("detector_model.vision_encoder.",))
+    },
 }
 
 

@@ -72,12 +72,13 @@ def build(
             features = pool(features, inputs, reads)
         else:
             features = features["sequence_output"] if isinstance(features, dict) else features
-        if reads == "first" or backbone.below.everywhere:
+        if reads == backbone.below.token or backbone.below.everywhere:
             features = _below(features, backbone.below)
     features = keras.layers.Dropout(dropout, name="head_dropout", seed=seed)(features)
-    # On a decoder's last token without bias, as the heads are that are published with them.
+    # On a decoder's last token without bias, as the heads are that are published with them; not so where layers stand below.
+    biased = reads != "last" or reads == backbone.below.token
     last = keras.layers.Dense(
-        target.outputs, use_bias=reads != "last", dtype="float32", name="logits", kernel_initializer=_kernel(task)
+        target.outputs, use_bias=biased, dtype="float32", name="logits", kernel_initializer=_kernel(task)
     )
     logits = last(features)
     if task.head == "spans":

@@ -19,6 +19,13 @@ pytestmark = pytest.mark.backend
 IDS = np.array([[2, 7, 9, 3, 0, 0, 0], [2, 8, 11, 12, 13, 21, 3]], np.int32)
 MASK = np.array([[1, 1, 1, 1, 0, 0, 0], [1] * 7], np.int32)
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BART = {
+    **dict.fromkeys(("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads"), 2),
+    **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), 32),
+    "d_model": 16,
+    "max_position_embeddings": 32,
+    "eos_token_id": 3,
+}
 # For each case the classes of transformers and the configuration; a field that is no argument is left out.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta-v3": (
@@ -58,6 +65,23 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_act": "relu",
         },
     ),
+    **{
+        case: ("Bart", {**BART, **more})
+        for case, more in (
+            ("bart", {}),
+            (
+                "bart-other",
+                {
+                    "activation_function": "relu",
+                    "scale_embedding": True,
+                    "decoder_layers": 1,
+                    "decoder_attention_heads": 4,
+                    "decoder_ffn_dim": 20,
+                    "decoder_start_token_id": 5,
+                },
+            ),
+        )
+    },
     "mpnet": ("MPNet", {**SIZES, "max_position_embeddings": 32, "layer_norm_eps": 1e-3}),
     **{
         case: (

@@ -236,6 +236,7 @@ CASES = {
     "mpnet": Case("MPNetTokenizer", MPNET, {}, "mpnet"),
     "roberta": Case("RobertaTokenizer", ROBERTA, {}, "roberta"),
     "roberta-spaced": Case("RobertaTokenizer", ROBERTA, {"add_prefix_space": True}, "roberta"),
+    "bart": Case("BartTokenizer", ROBERTA, {}, "bart"),
     "gpt2": Case("GPT2Tokenizer", byte_pair("<|endoftext|>"), {}, "gpt2"),
     "opt": Case("GPT2Tokenizer", ROBERTA, OPT, "opt"),
     "gpt_neox": Case("GPTNeoXTokenizer", byte_pair("<|endoftext|>", "<|padding|>"), {}, "gpt_neox"),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 # model_type in config.json, and the module that knows it.
 MODULES = {
+    "bart": "bart",
     "deberta-v2": "deberta",
     "esm": "esm",
     "falcon": "falcon",
@@ -24,6 +25,7 @@ MODULES = {
     "opt": "opt",
     "phi3": "phi3",
     "roformer": "roformer",
+    "sam3_vision_model": "sam3",
     "whisper": "whisper",
     "xlnet": "xlnet",
 }

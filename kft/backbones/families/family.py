@@ -16,7 +16,14 @@ from kft.errors import ModelError
 from kft.recipe import Model
 
 # What families call the rates that `model.dropout` sets.
-RATES = {"dropout", "embedding_dropout", "attention_dropout", "attention_dropout_rate", "feedforward_dropout_rate"}
+RATES = {
+    "dropout",
+    "activation_dropout",
+    "embedding_dropout",
+    "attention_dropout",
+    "attention_dropout_rate",
+    "feedforward_dropout_rate",
+}
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,8 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         arguments |= dict.fromkeys(arguments.keys() & RATES, config.dropout)
     if family.drawn and config.attention_dropout is not None and "attention_dropout" in arguments:
         arguments["attention_dropout"] = config.attention_dropout
+    if config.image_size is not None and "image_size" in arguments:
+        arguments["image_size"] = config.image_size
     try:
         with initial.undrawn() if config.pretrained else contextlib.nullcontext():
             model = cls(**{**arguments, **config.config})
