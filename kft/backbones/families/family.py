@@ -12,6 +12,7 @@ from kft.backbones.backbone import Modality, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.hugging_face import Head, head_of
 from kft.backbones.places import Place
+from kft.backbones.tensors import Tensors
 from kft.errors import ModelError
 from kft.recipe import Model
 
@@ -32,6 +33,7 @@ class Family:
         head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
         modality: what the whole of it reads.
+        read: gives tensors as `places` knows them, where they are published in another form.
     """
 
     backbone: str | Callable[..., Any]
@@ -42,6 +44,7 @@ class Family:
     head: Head | Callable[[Mapping[str, Any]], Head] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
     modality: Modality = "text"
+    read: Callable[[Tensors], Tensors] = lambda tensors: tensors
 
     @property
     def drawn(self) -> bool:
@@ -76,7 +79,11 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         raise ModelError(f"'{folder.path / 'config.json'}' lacks {error}. Get the file again.") from None
     if config.dropout is not None:
         arguments |= dict.fromkeys(arguments.keys() & RATES, config.dropout)
-    if family.drawn and config.attention_dropout is not None and "attention_dropout" in arguments:
+    if family.drawn and config.attention_dropout is not None:
+        if "attention_dropout" not in arguments:
+            raise ModelError(
+                f"model.attention_dropout: {folder.config['model_type']} has none of its own. Leave it out."
+            )
         arguments["attention_dropout"] = config.attention_dropout
     try:
         with initial.undrawn() if config.pretrained else contextlib.nullcontext():
@@ -87,7 +94,7 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         ) from None
     if not config.pretrained:
         return model, None
-    tensors = folder.tensors()
+    tensors = family.read(folder.tensors())
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     filling.fill(
         family.places(model, folder.config),
