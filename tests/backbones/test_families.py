@@ -26,6 +26,29 @@ BART = {
     "max_position_embeddings": 32,
     "eos_token_id": 3,
 }
+GPT_OSS = {
+    **SIZES,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "sliding_window": 3,
+    "swiglu_limit": 0.5,
+    "rms_norm_eps": 1e-3,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 50.0,
+        "factor": 4.0,
+        "beta_fast": 1.0,
+        "beta_slow": 0.2,
+        "truncate": False,
+        "original_max_position_embeddings": 8,
+    },
+}
 # For each case the classes of transformers and the configuration; a field that is no argument is left out.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta-v3": (
@@ -134,28 +157,60 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "opt": ("OPT", {**SIZES, "ffn_dim": 24, "max_position_embeddings": 32}),
     # Three heads, since slopes for a number that is no power of two are made otherwise.
     "bloom": ("Bloom", {"hidden_size": 24, "n_layer": 2, "n_head": 3, "layer_norm_epsilon": 1e-3}),
-    "gpt_neox": (
-        "GPTNeoX",
-        {
-            **SIZES,
-            "hidden_act": "gelu_new",
-            "layer_norm_eps": 1e-3,
-            "max_position_embeddings": 32,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5},
-        },
-    ),
-    "phi3": (
-        "Phi3",
-        {
-            **SIZES,
-            "num_key_value_heads": 1,
-            "rms_norm_eps": 1e-3,
-            "max_position_embeddings": 32,
-            "sliding_window": 32,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
-            "pad_token_id": 0,
-        },
-    ),
+    **{
+        case: (
+            "GPTNeoX",
+            {
+                **SIZES,
+                "hidden_act": activation,
+                **more,
+                "layer_norm_eps": 1e-3,
+                "max_position_embeddings": 32,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 50.0, "partial_rotary_factor": 0.5},
+            },
+        )
+        for case, activation, more in (
+            ("gpt_neox", "gelu_fast", {}),
+            ("gpt_neox-gelu", "gelu", {}),
+            ("gpt_neox-no-bias", "gelu", {"use_parallel_residual": False, "attention_bias": False}),
+        )
+    },
+    "gpt_oss": ("GptOss", GPT_OSS),
+    **{
+        case: (
+            "Phi3",
+            {
+                **SIZES,
+                "num_key_value_heads": 1,
+                "rms_norm_eps": 1e-3,
+                "max_position_embeddings": 32,
+                "sliding_window": window,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 50.0},
+                "pad_token_id": 0,
+            },
+        )
+        for case, window in (("phi3", 32), ("phi3-window", 3))
+    },
+    **{
+        f"phi3-part-longrope-{trained}": (
+            "Phi3",
+            {
+                **SIZES,
+                "max_position_embeddings": 32,
+                "original_max_position_embeddings": trained,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 50.0,
+                    "partial_rotary_factor": 0.5,
+                    "attention_factor": 1.5,
+                    "short_factor": [1.0, 1.5],
+                    "long_factor": [1.5, 4.0],
+                },
+                "pad_token_id": 0,
+            },
+        )
+        for trained in (4, 16)
+    },
     **{
         f"phi3-longrope-{trained}": (
             "Phi3",

@@ -1,9 +1,10 @@
-"""Families that Hugging Face publishes, KerasHub has a backbone of, and no converter for; a module for each."""
+"""Families that Hugging Face publishes, and KerasHub has no converter for, or none that reads all that they say; a module for each."""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kft.backbones.families.family import Family
@@ -20,10 +21,15 @@ MODULES = {
     "t5": "t5",
     "bloom": "bloom",
     "gpt_neox": "gpt_neox",
+    "gpt_oss": "gpt_oss",
+    "llama": "llama",
+    "mistral": "llama",
     "mobilebert": "mobilebert",
     "modernbert": "modernbert",
     "opt": "opt",
     "phi3": "phi3",
+    "qwen2": "llama",
+    "qwen3": "llama",
     "roformer": "roformer",
     "sam3_vision_model": "sam3",
     "whisper": "whisper",
@@ -33,9 +39,14 @@ MODULES = {
 AUDIO = ("whisper",)
 
 
-def family_for(model_type: str) -> Family | None:
-    """Returns how a family is published, or None where kft has no table of it. Call after `backend.activate`."""
+def family_for(config: Mapping[str, Any]) -> Family | None:
+    """Returns how a model is published, or None where kft has no table of it. Call after `backend.activate`.
+
+    A module has the table of its family, `FAMILY`, or what takes one by `config.json`, `of`.
+    """
+    model_type = str(config.get("model_type"))
     if model_type not in MODULES:
         return None
-    found: Family = importlib.import_module(f"kft.backbones.families.{MODULES[model_type]}").FAMILY
+    module = importlib.import_module(f"kft.backbones.families.{MODULES[model_type]}")
+    found: Family | None = module.of(config) if hasattr(module, "of") else module.FAMILY
     return found

@@ -12,6 +12,7 @@ from kft.backbones.backbone import Modality, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.hugging_face import Head, head_of
 from kft.backbones.places import Place
+from kft.backbones.tensors import Tensors
 from kft.errors import ModelError
 from kft.recipe import Model
 
@@ -39,6 +40,7 @@ class Family:
         head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
         modality: what the whole of it reads.
+        read: gives tensors as `places` knows them, where they are published in another form.
     """
 
     backbone: str | Callable[..., Any]
@@ -49,6 +51,7 @@ class Family:
     head: Head | Callable[[Mapping[str, Any]], Head] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
     modality: Modality = "text"
+    read: Callable[[Tensors], Tensors] = lambda tensors: tensors
 
     @property
     def drawn(self) -> bool:
@@ -83,7 +86,11 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         raise ModelError(f"'{folder.path / 'config.json'}' lacks {error}. Get the file again.") from None
     if config.dropout is not None:
         arguments |= dict.fromkeys(arguments.keys() & RATES, config.dropout)
-    if family.drawn and config.attention_dropout is not None and "attention_dropout" in arguments:
+    if family.drawn and config.attention_dropout is not None:
+        if "attention_dropout" not in arguments:
+            raise ModelError(
+                f"model.attention_dropout: {folder.config['model_type']} has none of its own. Leave it out."
+            )
         arguments["attention_dropout"] = config.attention_dropout
     if config.image_size is not None and "image_size" in arguments:
         arguments["image_size"] = config.image_size
@@ -96,7 +103,7 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         ) from None
     if not config.pretrained:
         return model, None
-    tensors = folder.tensors()
+    tensors = family.read(folder.tensors())
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
     filling.fill(
         family.places(model, folder.config),

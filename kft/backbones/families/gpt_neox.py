@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kft.backbones.families import rotary
-from kft.backbones.families.family import Family, dense, norm, refuse
-from kft.backbones.hugging_face import DECODER
-from kft.backbones.places import Place
-from kft.errors import ModelError
+import keras
 
-# Names of GELU's approximation with tanh.
-ACTIVATIONS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+from kft.backbones.families import drawn, rotary
+from kft.backbones.families.bloom import of_each_head
+from kft.backbones.families.decoder import blocks, decoder, dense_places
+from kft.backbones.families.family import Family, dense, norm, refuse
+from kft.backbones.families.rotary import Rotary
+from kft.backbones.families.turning import turning
+from kft.backbones.hugging_face import ACTIVATIONS, DECODER
+from kft.backbones.places import Place
+from kft.errors import ModelError, unknown
+
+# Names of GELU's approximation with tanh, which KerasHub's class computes.
+APPROXIMATE = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 # Older files hold masks and frequencies of each block, which are no weights.
 BUFFERS = tuple(f"layers.{n}.attention.{name}" for n in range(128) for name in ("bias", "masked_bias", "rotary_emb."))
+
+
+def of(config: Mapping[str, Any]) -> Family:
+    """Returns the table for KerasHub's class, or for a graph of kft's own where that computes otherwise."""
+    try:
+        arguments(config)
+    except ModelError:
+        return DRAWN
+    except KeyError:
+        pass  # a field is not there, which is said where the model is built
+    return FAMILY
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,15 +44,11 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     refuse(config, "use_parallel_residual", True, True)
     refuse(config, "attention_bias", True, True)
-    _refuse_exact(config)
+    if (activation := str(config.get("hidden_act", "gelu"))) not in APPROXIMATE:
+        raise ModelError(unknown("hidden_act in config.json", activation, APPROXIMATE))
     turned = rotary.read(config, "rotary_emb_base", "rotary_pct", 0.25)
     rotary.refuse(config, turned, ("default",))
-    width = int(config["hidden_size"] // config["num_attention_heads"] * turned.share)
-    if width < 2 or width % 2:
-        raise ModelError(
-            f"The rotary share in config.json is {turned.share}, which turns {width} numbers of a head; KerasHub turns an "
-            "even number, at least 2. Take another model of the family."
-        )
+    _refuse_odd(config, turned)
     return {
         "vocabulary_size": config["vocab_size"],
         "num_layers": config["num_hidden_layers"],
@@ -48,12 +63,12 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refuse_exact(config: Mapping[str, Any]) -> None:
-    found = config.get("hidden_act", "gelu")
-    if found not in ACTIVATIONS:
+def _refuse_odd(config: Mapping[str, Any], turned: Rotary) -> None:
+    width = int(config["hidden_size"] // config["num_attention_heads"] * turned.share)
+    if width < 2 or width % 2:
         raise ModelError(
-            f"hidden_act in config.json is {found!r}; of gpt_neox KerasHub computes only {', '.join(ACTIVATIONS)}. Take "
-            "another model; or, where numbers a little off those of its makers will do, write gelu_new there for gelu."
+            f"The rotary share in config.json is {turned.share}, which turns {width} numbers of a head; it has to be an even "
+            "number, at least 2. Take another model of the family."
         )
 
 
@@ -71,6 +86,81 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
     yield from norm(model.layer_norm, "final_layer_norm")
 
 
+def gpt_neox(hidden_dim: int, intermediate_dim: int, activation: str, **measures: Any) -> Any:
+    """Builds GPT-NeoX with random weights.
+
+    Args:
+        hidden_dim: width of the hidden states.
+        intermediate_dim: width inside a block.
+        activation: by Keras' name, or KerasHub's `gelu_approximate`.
+        measures: the other arguments of `decoder`.
+
+    Returns:
+        A `keras.Model` as that of `decoder`.
+    """
+    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
+
+    def made(x: Any, units: int, name: str, act: Any = None) -> Any:
+        return keras.layers.Dense(units, act, kernel_initializer=drawn.normal(), name=name)(x)
+
+    def feedforward(x: Any, start: str) -> Any:
+        return made(made(x, intermediate_dim, f"{start}_intermediate", function), hidden_dim, f"{start}_output")
+
+    sizes: dict[str, Any] = {"hidden_dim": hidden_dim, "intermediate_dim": intermediate_dim}
+    norms = keras.layers.LayerNormalization
+    return decoder(**measures, **sizes, name="gpt_neox", norms=norms, feedforward=feedforward)
+
+
+def drawn_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `gpt_neox`.
+
+    Raises:
+        ModelError: if the activation is unknown, or rotary frequencies are scaled in another way.
+    """
+    heads, activation = config["num_attention_heads"], str(config.get("hidden_act", "gelu"))
+    if activation not in ACTIVATIONS:
+        raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
+    turned = rotary.read(config, "rotary_emb_base", "rotary_pct", 0.25)
+    _refuse_odd(config, turned)
+    head_dim, rate = config["hidden_size"] // heads, config.get("hidden_dropout", 0.0)
+    return {
+        "vocabulary_size": config["vocab_size"],
+        "windows": [None] * config["num_hidden_layers"],
+        "num_query_heads": heads,
+        "num_key_value_heads": heads,
+        "head_dim": head_dim,
+        "hidden_dim": config["hidden_size"],
+        "intermediate_dim": config["intermediate_size"],
+        "turning": turning(config, turned, head_dim),
+        "layer_norm_epsilon": config.get("layer_norm_eps", 1e-5),
+        "dropout": rate,
+        "embedding_dropout": rate,
+        "attention_dropout": config.get("attention_dropout", 0.0),
+        "activation": ACTIVATIONS[activation],
+        "biases": dict.fromkeys(("inputs", "output"), bool(config.get("attention_bias", True))),
+        "parallel": bool(config.get("use_parallel_residual", True)),
+    }
+
+
+def drawn_places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
+    """Gives each variable of a drawn model with the name of its tensor, in which each head's query, key and value lie fused."""
+    found, heads = {layer.name: layer for layer in model.layers}, config["num_attention_heads"]
+    yield Place(found["token_embedding"].embeddings, "embed_in.weight")
+    for number in range(blocks(found)):
+        block, start = f"block_{number}", f"layers.{number}"
+        yield from norm(found[f"{block}_attention_norm"], f"{start}.input_layernorm")
+        fused = f"{start}.attention.query_key_value"
+        for part, name in enumerate(("query", "key", "value")):
+            cut = functools.partial(of_each_head, part=part, heads=heads)
+            for place in dense_places(found[f"{block}_attention_{name}"], fused):
+                yield dataclasses.replace(place, cut=cut)
+        yield from dense_places(found[f"{block}_attention_output"], f"{start}.attention.dense", 2)
+        yield from norm(found[f"{block}_norm"], f"{start}.post_attention_layernorm")
+        yield from dense(found[f"{block}_intermediate"], f"{start}.mlp.dense_h_to_4h")
+        yield from dense(found[f"{block}_output"], f"{start}.mlp.dense_4h_to_h")
+    yield from norm(found["final_norm"], "final_layer_norm")
+
+
 FAMILY = Family(
     backbone="GPTNeoXBackbone",
     arguments=arguments,
@@ -80,3 +170,4 @@ FAMILY = Family(
     head=DECODER,
     pooling="last",
 )
+DRAWN = dataclasses.replace(FAMILY, backbone=gpt_neox, arguments=drawn_arguments, places=drawn_places)

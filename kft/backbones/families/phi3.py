@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
@@ -10,21 +11,35 @@ from typing import Any
 import numpy as np
 
 from kft.backbones.families import rotary
+from kft.backbones.families.decoder import blocks, decoder, norm_place
 from kft.backbones.families.family import Family, dense, refuse
 from kft.backbones.families.rotary import Rotary
-from kft.backbones.hugging_face import NEWER_DECODER
+from kft.backbones.families.turning import turning
+from kft.backbones.hugging_face import ACTIVATIONS, NEWER_DECODER
 from kft.backbones.places import Place
-from kft.errors import ModelError
+from kft.errors import ModelError, unknown
 
 # What LongRoPE has been called in Phi-3's own files.
 LONG = ("longrope", "su", "yarn")
+
+
+def of(config: Mapping[str, Any]) -> Family:
+    """Returns the table for KerasHub's class, or for a graph of kft's own where that computes otherwise."""
+    try:
+        arguments(config)
+    except ModelError:
+        return DRAWN
+    except KeyError:
+        pass  # a field is not there, which is said where the model is built
+    return FAMILY
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of KerasHub's class.
 
     Raises:
-        ModelError: if only a part of each head is turned, as in Phi-4-mini, or a token does not see the whole text.
+        ModelError: if only a part of each head is turned, as in Phi-4-mini, a token does not see the whole text, as in
+            Phi-3-mini-4k, or LongRoPE has a scale of its own.
     """
     heads = config["num_attention_heads"]
     refuse(config, "hidden_act", "silu", "silu")
@@ -100,6 +115,59 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
     yield Place(model.layer_norm.scale, "norm.weight")
 
 
+def drawn_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of `decoder`.
+
+    Raises:
+        ModelError: if the activation is unknown, or rotary frequencies are scaled in another way than Phi-3's.
+    """
+    heads, activation = config["num_attention_heads"], str(config.get("hidden_act", "silu"))
+    if activation not in ACTIVATIONS:
+        raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
+    turned = rotary.read(config, "rope_theta", "partial_rotary_factor", 1.0)
+    rotary.refuse(config, turned, ("default", *LONG))
+    if turned.kind in LONG:
+        turned = dataclasses.replace(turned, kind="longrope")
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    return {
+        "vocabulary_size": config["vocab_size"],
+        "windows": [config.get("sliding_window")] * config["num_hidden_layers"],
+        "num_query_heads": heads,
+        "num_key_value_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": head_dim,
+        "hidden_dim": config["hidden_size"],
+        "intermediate_dim": config["intermediate_size"],
+        "turning": turning({"original_max_position_embeddings": 4096, **config}, turned, head_dim),
+        "name": "phi3",
+        "layer_norm_epsilon": config.get("rms_norm_eps", 1e-5),
+        "dropout": config.get("resid_pdrop", 0.0),
+        "attention_dropout": config.get("attention_dropout", 0.0),
+        "activation": ACTIVATIONS[activation],
+    }
+
+
+def drawn_places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
+    """Gives each variable of a drawn model with the name of its tensor."""
+    found = {layer.name: layer for layer in model.layers}
+    yield Place(found["token_embedding"].embeddings, "embed_tokens.weight")
+    for number in range(blocks(found)):
+        block, start = f"block_{number}", f"layers.{number}"
+        yield from norm_place(found[f"{block}_attention_norm"], f"{start}.input_layernorm")
+        begin = 0
+        for part in ("query", "key", "value"):
+            kernel = found[f"{block}_attention_{part}"].kernel
+            end = begin + int(np.prod(kernel.shape[1:]))
+            yield Place(kernel, f"{start}.self_attn.qkv_proj.weight", 1, rows(begin, None if part == "value" else end))
+            begin = end
+        yield Place(found[f"{block}_attention_output"].kernel, f"{start}.self_attn.o_proj.weight", 2)
+        yield from norm_place(found[f"{block}_norm"], f"{start}.post_attention_layernorm")
+        inner = found[f"{block}_gate"].kernel.shape[1]
+        yield Place(found[f"{block}_gate"].kernel, f"{start}.mlp.gate_up_proj.weight", 1, rows(0, inner))
+        yield Place(found[f"{block}_intermediate"].kernel, f"{start}.mlp.gate_up_proj.weight", 1, rows(inner))
+        yield Place(found[f"{block}_output"].kernel, f"{start}.mlp.down_proj.weight", 1)
+    yield from norm_place(found["final_norm"], "norm")
+
+
 def rows(begin: int, end: int | None = None) -> functools.partial[np.ndarray]:
     """Returns what cuts rows out of a tensor in which several kernels lie one below the other."""
     return functools.partial(_cut, begin=begin, end=end)
@@ -118,3 +186,4 @@ FAMILY = Family(
     head=NEWER_DECODER,
     pooling="last",
 )
+DRAWN = dataclasses.replace(FAMILY, backbone=decoder, arguments=drawn_arguments, places=drawn_places)
