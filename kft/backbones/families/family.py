@@ -32,6 +32,7 @@ class Family:
         head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
         modality: what the whole of it reads.
+        unread: how the names of weights begin that a file may bring and its model does not read, by `config.json`.
     """
 
     backbone: str | Callable[..., Any]
@@ -42,6 +43,7 @@ class Family:
     head: Head | Callable[[Mapping[str, Any]], Head] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
     modality: Modality = "text"
+    unread: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda config: ()
 
     @property
     def drawn(self) -> bool:
@@ -89,11 +91,12 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         return model, None
     tensors = folder.tensors()
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+    left = (*family.heads, *family.unread(folder.config))
     filling.fill(
         family.places(model, folder.config),
         tensors,
         prefix,
-        lambda name: name.startswith(family.heads),
+        lambda name: name.startswith(left),
         f"{folder.config['model_type']} model",
     )
     own, pooling = family.own_head(folder.config), family.pools(folder.config)
