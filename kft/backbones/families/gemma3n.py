@@ -321,6 +321,8 @@ def _kinds(said: Mapping[str, Any]) -> list[str]:
     count, shared = said["num_hidden_layers"], said["num_kv_shared_layers"]
     usual = [NEAR if (number + 1) % 5 else FULL for number in range(count)]
     kinds = _each(said, "layer_types", said.get("layer_types") or usual, count)
+    if strange := sorted({*kinds} - {*ROPES}):
+        raise ModelError(unknown("layer_types in config.json", strange[0], ROPES))
     if without := sorted({*kinds[count - shared :]} - {*kinds[: count - shared]}) if shared else []:
         raise ModelError(
             f"num_kv_shared_layers in config.json is {shared}, but below the last {shared} of {count} blocks none is of the "
@@ -340,7 +342,9 @@ def _each(said: Mapping[str, Any], field: str, value: Any, count: int) -> list[A
     """Returns a value for each block."""
     found = list(value) if isinstance(value, Sequence) else [value] * count
     if len(found) != count:
-        raise ModelError(f"{field} in config.json is for {len(found)} blocks, but there are {count}. Get the file again.")
+        raise ModelError(
+            f"{field} in config.json is for {len(found)} blocks, but there are {count}. Get the file again."
+        )
     return found
 
 
