@@ -154,6 +154,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         )
         for case, kind in (("t5", "relu"), ("t5-v1.1", "gated-gelu"))
     },
+    "gemma3n": (
+        "Gemma3nText",
+        {
+            **SIZES,
+            "vocab_size_per_layer_input": 64,
+            "hidden_size_per_layer_input": 5,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "layer_types": ["sliding_attention", "sliding_attention"],
+            "num_kv_shared_layers": 1,
+            "sliding_window": 3,
+            "altup_num_inputs": 2,
+            "laurel_rank": 3,
+            "rms_norm_eps": 1e-3,
+        },
+    ),
     "opt": ("OPT", {**SIZES, "ffn_dim": 24, "max_position_embeddings": 32}),
     # Three heads, since slopes for a number that is no power of two are made otherwise.
     "bloom": ("Bloom", {"hidden_size": 24, "n_layer": 2, "n_head": 3, "layer_norm_epsilon": 1e-3}),

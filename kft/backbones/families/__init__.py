@@ -16,6 +16,7 @@ MODULES = {
     "esm": "esm",
     "falcon": "falcon",
     "fnet": "fnet",
+    "gemma3n_text": "gemma3n",
     "mpnet": "mpnet",
     "mt5": "t5",
     "t5": "t5",

@@ -41,6 +41,7 @@ class Family:
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
         modality: what the whole of it reads.
         read: gives tensors as `places` knows them, where they are published in another form.
+        unread: how the names of weights begin that a file may bring and its model does not read, by `config.json`.
     """
 
     backbone: str | Callable[..., Any]
@@ -52,6 +53,7 @@ class Family:
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
     modality: Modality = "text"
     read: Callable[[Tensors], Tensors] = lambda tensors: tensors
+    unread: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda config: ()
 
     @property
     def drawn(self) -> bool:
@@ -105,11 +107,12 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         return model, None
     tensors = family.read(folder.tensors())
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+    left = (*family.heads, *family.unread(folder.config))
     filling.fill(
         family.places(model, folder.config),
         tensors,
         prefix,
-        lambda name: name.startswith(family.heads),
+        lambda name: name.startswith(left),
         f"{folder.config['model_type']} model",
     )
     own, pooling = family.own_head(folder.config), family.pools(folder.config)
