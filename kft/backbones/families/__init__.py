@@ -14,6 +14,8 @@ MODULES = {
     "esm": "esm",
     "falcon": "falcon",
     "fnet": "fnet",
+    "gemma4_assistant": "gemma4",
+    "gemma4_text": "gemma4",
     "mpnet": "mpnet",
     "mt5": "t5",
     "t5": "t5",
