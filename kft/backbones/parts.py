@@ -60,6 +60,7 @@ class Part:
 # By model_type of the whole, then by what a recipe asks for.
 PARTS: dict[str, dict[str, Part]] = {
     "gemma3": {"text": Part("gemma3_text", "text_config", ("language_model.model.", "model.language_model."))},
+    "gemma4": {"text": Part("gemma4_text", "text_config", ("model.language_model.", "language_model."))},
 }
 
 

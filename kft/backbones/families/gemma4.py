@@ -23,11 +23,12 @@ from kft.errors import ModelError
 
 FULL, NEAR = "full_attention", "sliding_attention"
 # What transformers takes where config.json says nothing.
-ROPES = {
+ROPES: dict[str, dict[str, Any]] = {
     NEAR: {"rope_type": "default", "rope_theta": 10_000.0},
     FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0},
 }
-EVERY, GLOBAL_HEAD_DIM, EACH = 6, 512, {"head_dim": 256, "num_key_value_heads": 4}
+EVERY, GLOBAL_HEAD_DIM = 6, 512
+EACH = {"head_dim": 256, "num_key_value_heads": 4}
 EACH_BLOCK, ITS_WORDS = 256, 262_144
 
 
