@@ -1,4 +1,4 @@
-"""Gemma 4: its part for texts, of every kind that is published, and the whole of it."""
+"""Gemma 4's part for texts, of every kind that is published."""
 
 from __future__ import annotations
 
@@ -69,27 +69,21 @@ VARIANTS = {
 }
 
 
-def saved(model: Any, place: Path, vocabulary: Path) -> Any:
-    """Saves a random model as transformers does, and returns it."""
-    import torch
-
+def published(values: dict[str, Any], place: Path, vocabulary: Path, head: bool = True) -> Any:
+    """Saves a random model as transformers does, and returns it without its head; a test without torch is skipped."""
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
+    model = (transformers.Gemma4ForCausalLM if head else transformers.Gemma4TextModel)(
+        transformers.Gemma4TextConfig(**values)
+    )
     with torch.no_grad():
-        # Fresh norms are 1, which would hide that two of them were mixed up; what scales a layer is none of the parameters.
-        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-            if isinstance(weight, torch.nn.Parameter) or name.endswith(("layer_scalar", "std_bias", "std_scale")):
-                weight.add_(torch.randn_like(weight) * 0.1)
+        # Fresh norms are 1, which would hide that two of them were mixed up; what scales a layer is no parameter.
+        scalars = [buffer for name, buffer in model.named_buffers() if name.endswith("layer_scalar")]
+        for weight in [*model.parameters(), *scalars]:
+            weight.add_(torch.randn_like(weight) * 0.1)
     model.eval().save_pretrained(place)
     (place / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
-    return model
-
-
-def published(values: dict[str, Any], place: Path, vocabulary: Path, head: bool = True) -> Any:
-    """Saves a random model for texts, and returns it without its head; a test without torch is skipped."""
-    pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
-    transformers = pytest.importorskip("transformers")
-    config = transformers.Gemma4TextConfig(**values)
-    model = saved((transformers.Gemma4ForCausalLM if head else transformers.Gemma4TextModel)(config), place, vocabulary)
     return model.model if head else model
 
 

@@ -14,6 +14,7 @@ MODULES = {
     "esm": "esm",
     "falcon": "falcon",
     "fnet": "fnet",
+    "gemma4": "gemma4_whole",
     "gemma4_assistant": "gemma4",
     "gemma4_text": "gemma4",
     "mpnet": "mpnet",
