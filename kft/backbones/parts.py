@@ -67,6 +67,7 @@ PARTS: dict[str, dict[str, Part]] = {
         "image": Part("sam3_vision_model", "detector_config.vision_config", ("detector_model.vision_encoder.",))
     },
     "gemma3n": {"text": Part("gemma3n_text", "text_config", ("model.language_model.", "language_model."))},
+    "gemma4": {"text": Part("gemma4_text", "text_config", ("model.language_model.", "language_model."))},
 }
 
 

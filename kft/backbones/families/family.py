@@ -36,24 +36,22 @@ class Family:
         arguments: reads the class's arguments off `config.json`; raises `ModelError` for a variant the class cannot compute.
         places: gives each variable of a model with the name of its tensor, the prefix left out.
         prefix: what a model with a head puts before the names of its backbone's weights.
-        heads: how the names of weights begin that belong to heads.
+        heads: how the names of weights begin that belong to heads, or what reads that off `config.json`.
         head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
         modality: what the whole of it reads.
         read: gives tensors as `places` knows them, where they are published in another form.
-        unread: how the names of weights begin that a file may bring and its model does not read, by `config.json`.
     """
 
     backbone: str | Callable[..., Any]
     arguments: Callable[[Mapping[str, Any]], dict[str, Any]]
     places: Callable[[Any, Mapping[str, Any]], Iterator[Place]]
     prefix: str
-    heads: tuple[str, ...]
+    heads: tuple[str, ...] | Callable[[Mapping[str, Any]], tuple[str, ...]]
     head: Head | Callable[[Mapping[str, Any]], Head] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
     modality: Modality = "text"
     read: Callable[[Tensors], Tensors] = lambda tensors: tensors
-    unread: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda config: ()
 
     @property
     def drawn(self) -> bool:
@@ -63,6 +61,10 @@ class Family:
     def pools(self, config: Mapping[str, Any]) -> str:
         """Returns which part of a text a model's makers read off."""
         return self.pooling if isinstance(self.pooling, str) else self.pooling(config)
+
+    def leaves(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Returns how the names of weights begin that a backbone does without."""
+        return self.heads(config) if callable(self.heads) else self.heads
 
     def own_head(self, config: Mapping[str, Any]) -> Head | None:
         """Returns how its makers' head for a whole text is made, or None where published heads are not read."""
@@ -107,7 +109,7 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         return model, None
     tensors = family.read(folder.tensors())
     prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
-    left = (*family.heads, *family.unread(folder.config))
+    left = family.leaves(folder.config)
     filling.fill(
         family.places(model, folder.config),
         tensors,

@@ -434,7 +434,6 @@ FAMILY = Family(
     arguments=arguments,
     places=places,
     prefix="model.",
-    heads=("lm_head.", "score."),
-    unread=unread,
+    heads=lambda config: ("lm_head.", "score.", *unread(config)),
     pooling="last",
 )
