@@ -95,12 +95,14 @@ class Head:
         dense: that of a dense layer below it; empty where the head reads the pooler.
         norm: that of a normalization between both; empty where there is none.
         below: what these two are.
+        tokens: the name of the last layer of a head for tokens.
     """
 
     logits: str = "classifier"
     dense: str = ""
     norm: str = ""
     below: Below = field(default_factory=Below)
+    tokens: str = "classifier"
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,7 @@ def head_of(config: Mapping[str, Any], head: Head, reads: Any, tensors: Tensors)
     architecture = str((config.get("architectures") or [""])[0])
     kind: Any = next((kind for kind, end in KINDS.items() if architecture.endswith(end)), "")
     below = {"head_dense": head.dense, "head_norm": head.norm} if kind == "sequence" or head.below.everywhere else {}
-    layers = {"logits": {"sequence": head.logits, "tokens": "classifier"}.get(kind, ""), **below}
+    layers = {"logits": {"sequence": head.logits, "tokens": head.tokens}.get(kind, ""), **below}
     biased = {"logits": True, "head_dense": head.below.bias, "head_norm": head.below.offset}
     names = {
         layer: [f"{name}.weight", *([f"{name}.bias"] if biased[layer] else [])]

@@ -73,8 +73,9 @@ def build(
             features = _below(features, backbone.below)
     features = keras.layers.Dropout(dropout, name="head_dropout", seed=seed)(features)
     # On a decoder's last token without bias, as the heads are that are published with them.
+    biased = reads != "last" or (backbone.head is not None and backbone.head.reads == "last")
     last = keras.layers.Dense(
-        target.outputs, use_bias=reads != "last", dtype="float32", name="logits", kernel_initializer=_kernel(task)
+        target.outputs, use_bias=biased, dtype="float32", name="logits", kernel_initializer=_kernel(task)
     )
     logits = last(features)
     model = keras.Model(inputs, logits, name=task.name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kft.backbones.families.family import Family
 
-# model_type in config.json, and the module that knows it.
+# model_type in config.json, or what `parts` calls a part of one, and the module that knows it.
 MODULES = {
     "deberta-v2": "deberta",
     "esm": "esm",
@@ -17,6 +17,10 @@ MODULES = {
     "mpnet": "mpnet",
     "mt5": "t5",
     "t5": "t5",
+    "t5-whole": "t5",
+    "t5gemma": "t5gemma",
+    "t5gemma-encoder": "t5gemma",
+    "t5gemma2-encoder": "t5gemma",
     "bloom": "bloom",
     "gpt_neox": "gpt_neox",
     "mobilebert": "mobilebert",
@@ -35,5 +39,6 @@ def family_for(model_type: str) -> Family | None:
     """Returns how a family is published, or None where kft has no table of it. Call after `backend.activate`."""
     if model_type not in MODULES:
         return None
-    found: Family = importlib.import_module(f"kft.backbones.families.{MODULES[model_type]}").FAMILY
+    module = importlib.import_module(f"kft.backbones.families.{MODULES[model_type]}")
+    found: Family = getattr(module, "FAMILIES", {}).get(model_type) or module.FAMILY
     return found
