@@ -45,10 +45,13 @@ class Reader:
         tensors: the weights.
         prefix: what a model with a head puts before the names of its backbone's weights.
         scales: factors on tensors, by KerasHub's names of them.
+        spare: names of tensors that may be left over.
     """
 
-    def __init__(self, tensors: Tensors, prefix: str, scales: Mapping[str, float]) -> None:
-        self._tensors, self._prefix, self._scales = tensors, prefix, scales
+    def __init__(
+        self, tensors: Tensors, prefix: str, scales: Mapping[str, float], spare: re.Pattern[str] | None = None
+    ) -> None:
+        self._tensors, self._prefix, self._scales, self._spare = tensors, prefix, scales, spare or HEADS
         self.used: set[str] = set()
         self.preset = str(tensors.place)
 
@@ -85,6 +88,8 @@ class Reader:
         if name == "lm_head.weight":
             # A model saved without its way back to tokens, or with that of its embeddings; no head of kft's reads it.
             names += ["model.embed_tokens.weight", "embed_tokens.weight"]
+        # As transformers writes a vision tower since its version 5.
+        names += [one.replace(".vision_tower.vision_model.", ".vision_tower.") for one in names]
         return next((found for one in names if (found := filling.stored_name(one, self._tensors)) is not None), None)
 
     def complain(self, *, all_blocks: bool, kind: str) -> None:
@@ -98,7 +103,7 @@ class Reader:
             )
 
     def _known(self, name: str, all_blocks: bool) -> bool:
-        return bool(HEADS.search(name) or BUFFERS.search(name) or (not all_blocks and BLOCKS.search(name)))
+        return bool(self._spare.search(name) or BUFFERS.search(name) or (not all_blocks and BLOCKS.search(name)))
 
 
 def fill(model: Any, converter: Any, config: dict[str, Any], reader: Reader, *, all_blocks: bool = True) -> None:

@@ -7,6 +7,7 @@ what must have the value that KerasHub computes with.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,7 @@ class HubType:
         converter: the `model_type` whose converter of KerasHub's reads it, where it has none of its own.
         modality: what the model reads, where it is more than texts or more than images.
         head: how its makers' own heads are called, or None where published heads are not read.
+        spare: names of weights that nothing needs, where they are not those that most types have.
     """
 
     prefix: str
@@ -47,6 +49,7 @@ class HubType:
     converter: str = ""
     modality: Modality | None = None
     head: Head | None = NEWER_DECODER
+    spare: re.Pattern[str] | None = None
 
 
 def arguments(config: Config, known: HubType) -> dict[str, Any]:
@@ -83,6 +86,11 @@ def adapted(config: Config) -> dict[str, Any]:
         changed.setdefault("num_key_value_heads", config["num_attention_heads"])
     if "num_local_experts" in config:
         changed.setdefault("num_experts", config["num_local_experts"])
+    if kind == "t5gemma2":
+        text = {**config["encoder"]["text_config"], "rope_parameters": _ropes(config["encoder"]["text_config"])}
+        changed["encoder"] = {**config["encoder"], "text_config": text}
+        changed["decoder"] = {**config["decoder"], "rope_parameters": _ropes(config["decoder"])}
+        changed["eoi_token_index"] = config["encoder"].get("eoi_token_index", 256_000)
     if kind == "llama":
         changed["rope_parameters"], changed["rope_scaling"] = rope, rope if _kind(rope) == "llama3" else None
     return changed
@@ -159,6 +167,44 @@ def _gemma3(config: Config) -> dict[str, Any]:
     return {"query_head_dim_normalize": True}
 
 
+def _ropes(part: Config) -> dict[str, dict[str, Any]]:
+    """Returns how Gemma 3's two kinds of layers turn queries and keys, from fields of either time."""
+    own = part.get("rope_parameters") or {}
+    whole = own.get("full_attention") or part.get("rope_scaling") or {}
+    return {
+        "full_attention": {"rope_theta": part.get("rope_theta", 1e6), **whole},
+        "sliding_attention": {
+            "rope_theta": part.get("rope_local_base_freq", 1e4),
+            **(own.get("sliding_attention") or {}),
+        },
+    }
+
+
+def _t5gemma2(config: Config) -> dict[str, Any]:
+    """Raises a ModelError if encoder and decoder differ in what KerasHub takes of the decoder for both."""
+    encoder, decoder, sees = config["encoder"]["text_config"], config["decoder"], config["encoder"]["vision_config"]
+    kind = {"model_type": config["model_type"]}
+    for name in ("rms_norm_eps", "query_pre_attn_scalar", "sliding_window"):
+        require(kind, f"{name} of the encoder", encoder.get(name), (decoder.get(name),))
+    found = {}
+    for part, start in ((encoder, "encoder_"), (decoder, "")):
+        ropes = _ropes(part)
+        whole, near = ropes["full_attention"], ropes["sliding_attention"]
+        require(kind, "hidden_activation", part.get("hidden_activation", SOFT[0]), SOFT[:1])
+        for name in ("attention_bias", "attn_logit_softcapping"):
+            require(kind, name, part.get(name), (None, False))
+        require(kind, "rope_theta of full_attention", float(whole["rope_theta"]), (1e6,))
+        require(kind, "rope_type of full_attention", _kind(whole), LINEAR)
+        require(kind, "rope_type of sliding_attention", _kind(near), ("default",))
+        found[f"{start}rope_max_wavelength"] = float(near["rope_theta"])
+        found[f"{start}global_rope_scaling_factor"] = float(whole["factor"]) if _kind(whole) == "linear" else 1.0
+    require(kind, "hidden_act of vision_config", sees.get("hidden_act", SOFT[0]), SOFT[:1])
+    # Its tower has this epsilon, whatever is asked for.
+    require(kind, "layer_norm_eps of vision_config", sees.get("layer_norm_eps", 1e-6), (1e-6,))
+    require(kind, "num_channels of vision_config", sees.get("num_channels", 3), (3,))
+    return found
+
+
 def _windows(config: Config) -> dict[str, Any]:
     """Raises a ModelError unless windows cut each stage's image without a rest, which KerasHub does not pad."""
     window, side = config["window_size"], config["image_size"] // config["patch_size"]
@@ -226,6 +272,13 @@ TYPES = {
         "model.",
         only={**GEMMA, "hidden_activation": SOFT, "attn_logit_softcapping": (None,)},
         more=_gemma3,
+    ),
+    "t5gemma2": HubType(
+        "model.",
+        more=_t5gemma2,
+        without_way_back=True,
+        modality="image_text",
+        spare=re.compile(r"(^|\.)(lm_head|score)\.|\.vision_tower\.(vision_model\.)?head\."),
     ),
     "gpt2": HubType(
         "transformer.",

@@ -136,7 +136,7 @@ def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> A
     with initial.undrawn() if config.pretrained else contextlib.nullcontext():
         model = loader.load_backbone(loader.check_backbone_class(), False, **changes)
     if config.pretrained:
-        reader = converted.Reader(folder.tensors(), known.prefix, known.scales(folder.config))
+        reader = converted.Reader(folder.tensors(), known.prefix, known.scales(folder.config), known.spare)
         all_blocks = "num_layers" not in config.config
         converted.fill(model, loader.converter, loader.config, reader, all_blocks=all_blocks)
     return model

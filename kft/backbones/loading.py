@@ -20,13 +20,14 @@ from kft.recipe import Model
 CAUSAL = ("GPT", "Llama", "Gemma", "Mistral", "Mixtral", "Qwen", "Phi", "OPT", "Bloom", "Falcon", "SmolLM", "RWKV")
 
 
-def load(config: Model, progress: Progress | None = None, reads: str = "whole") -> Backbone:
+def load(config: Model, progress: Progress | None = None, reads: str = "auto") -> Backbone:
     """Loads the backbone that a recipe's model section describes.
 
     Args:
         config: the section.
         progress: hears of downloads.
-        reads: which part is loaded of a model that has several, where the section does not say: whole, text or image.
+        reads: which part is loaded of a model that has several, where the section does not say: text, image, or auto for
+            what a script gets.
 
     Raises:
         ModelError: if it cannot be found, fetched or built; the message says what to do.

@@ -21,15 +21,17 @@ class Part:
 
     Attributes:
         kind: the `model_type` it is read as; empty where it is cut out of the whole.
-        config: the field of `config.json` that is its own; a dot leads into a field.
+        config: the field of `config.json` that is its own; a dot leads into a field. Empty where it shares the whole one's.
         prefixes: what stands before the names of its weights; the first that is there counts, and all others are no part's.
         cut: takes it out of the whole model, where it has no `kind`.
+        alone: says of `config.json` whether the model has nothing but this part.
     """
 
     kind: str = ""
     config: str = ""
     prefixes: tuple[str, ...] = ()
     cut: Callable[[Any], Any] | None = None
+    alone: Callable[[Mapping[str, Any]], bool] = lambda config: False
 
     def inside(self, folder: ModelFolder) -> ModelFolder:
         """Returns a folder as if it held nothing but this part; one that is cut out later is returned as it is.
@@ -40,7 +42,7 @@ class Part:
         if not self.kind:
             return folder
         own: Any = folder.config
-        for name in self.config.split("."):
+        for name in filter(None, self.config.split(".")):
             own = own.get(name) if isinstance(own, Mapping) else None
         if not isinstance(own, Mapping):
             raise ModelError(
@@ -68,6 +70,10 @@ PARTS: dict[str, dict[str, Part]] = {
     },
     "gemma3n": {"text": Part("gemma3n_text", "text_config", ("model.language_model.", "language_model."))},
     "gemma4": {"text": Part("gemma4_text", "text_config", ("model.language_model.", "language_model."))},
+    # A T5 is read without its decoder, except where the whole of it is asked for.
+    **{kind: {"whole": Part("t5-whole")} for kind in ("t5", "mt5")},
+    "t5gemma": {"text": Part("t5gemma-encoder", alone=lambda config: config.get("is_encoder_decoder", True) is False)},
+    "t5gemma2": {"text": Part("t5gemma2-encoder")},
 }
 
 
@@ -82,11 +88,13 @@ def of(folder: ModelFolder, wanted: str) -> Part | None:
         ModelError: if the model has parts, but not this one.
     """
     known = PARTS.get(str(folder.config.get("model_type")), {}) if folder.format == "hugging_face" else {}
-    if wanted in ("auto", "whole") or not known:
+    if alone := next((part for part in known.values() if part.alone(folder.config)), None):
+        return alone
+    if wanted in known:
+        return known[wanted]
+    if wanted in ("auto", "whole") or "whole" in known or not known:
         return None
-    if wanted not in known:
-        raise ModelError(
-            f"model.part: '{folder.handle}' is a {folder.config['model_type']}, of which kft reads no part for {wanted}. "
-            f"Allowed: {', '.join([*known, 'whole'])}."
-        )
-    return known[wanted]
+    raise ModelError(
+        f"model.part: '{folder.handle}' is a {folder.config['model_type']}, of which kft reads no part for {wanted}. "
+        f"Allowed: {', '.join([*known, 'whole'])}."
+    )

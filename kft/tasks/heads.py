@@ -75,8 +75,7 @@ def build(
         if reads == backbone.below.token or backbone.below.everywhere:
             features = _below(features, backbone.below)
     features = keras.layers.Dropout(dropout, name="head_dropout", seed=seed)(features)
-    # On a decoder's last token without bias, as the heads are that are published with them; not so where layers stand below.
-    biased = reads != "last" or reads == backbone.below.token
+    biased = _has_bias(backbone, reads)
     last = keras.layers.Dense(
         target.outputs, use_bias=biased, dtype="float32", name="logits", kernel_initializer=_kernel(task)
     )
@@ -90,6 +89,14 @@ def build(
         progress.note(_fate(backbone.head, kept, reads, target))
     fused.install(model)
     return model
+
+
+def _has_bias(backbone: Backbone, reads: str) -> bool:
+    """Says whether a head's last layer has a bias: as the published one, else not on a decoder's last token, as theirs."""
+    head = backbone.head
+    if head is not None and head.reads == reads and "logits" in head.weights:
+        return len(head.weights["logits"]) > 1
+    return reads != "last" or reads == backbone.below.token
 
 
 def _over_tokens(logits: Any, mask: Any) -> Any:

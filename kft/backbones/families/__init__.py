@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kft.backbones.families.family import Family
 
-# model_type in config.json, and the module that knows it.
+# model_type in config.json, or what `parts` calls a part of one, and the module that knows it.
 MODULES = {
     "bart": "bart",
     "deberta-v2": "deberta",
@@ -23,6 +23,10 @@ MODULES = {
     "mpnet": "mpnet",
     "mt5": "t5",
     "t5": "t5",
+    "t5-whole": "t5",
+    "t5gemma": "t5gemma",
+    "t5gemma-encoder": "t5gemma",
+    "t5gemma2-encoder": "t5gemma",
     "bloom": "bloom",
     "gpt_neox": "gpt_neox",
     "gpt_oss": "gpt_oss",
@@ -52,5 +56,8 @@ def family_for(config: Mapping[str, Any]) -> Family | None:
     if model_type not in MODULES:
         return None
     module = importlib.import_module(f"kft.backbones.families.{MODULES[model_type]}")
-    found: Family | None = module.of(config) if hasattr(module, "of") else module.FAMILY
-    return found
+    if hasattr(module, "of"):
+        found: Family | None = module.of(config)
+        return found
+    own: Family = getattr(module, "FAMILIES", {}).get(model_type) or module.FAMILY
+    return own

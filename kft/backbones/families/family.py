@@ -48,7 +48,7 @@ class Family:
     places: Callable[[Any, Mapping[str, Any]], Iterator[Place]]
     prefix: str
     heads: tuple[str, ...] | Callable[[Mapping[str, Any]], tuple[str, ...]]
-    head: Head | Callable[[Mapping[str, Any]], Head] | None = None
+    head: Head | Callable[[Mapping[str, Any]], Head | None] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
     modality: Modality = "text"
     read: Callable[[Tensors], Tensors] = lambda tensors: tensors

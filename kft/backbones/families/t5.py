@@ -1,7 +1,7 @@
-"""T5's encoder (Raffel et al. 2020, https://arxiv.org/abs/1910.10683), for tasks that read a text.
+"""T5 (Raffel et al. 2020, https://arxiv.org/abs/1910.10683): its encoder, for tasks that read a text, or the whole.
 
 KerasHub's class cannot be built without the decoder, so the encoder's graph is drawn here, of Keras' own layers and operations:
-a saved model loads without kft. Import after `backend.activate`.
+a saved model loads without kft. The whole is KerasHub's class. Import after `backend.activate`.
 """
 
 from __future__ import annotations
@@ -158,3 +158,67 @@ FAMILY = Family(
     head=Head(logits="", tokens="classifier", spans=""),
     pooling="mean",
 )
+
+
+def arguments_of_whole(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of KerasHub's `T5Backbone`.
+
+    Raises:
+        ModelError: if the encoder is of a kind that kft does not compute, or the decoder has another number of blocks.
+    """
+    found = arguments(config)
+    refuse(config, "num_decoder_layers", config["num_layers"], config["num_layers"])
+    return {
+        "vocabulary_size": found["vocabulary_size"],
+        "num_layers": found["num_layers"],
+        "num_heads": found["num_heads"],
+        "hidden_dim": found["hidden_dim"],
+        "key_value_dim": found["head_dim"],
+        "intermediate_dim": found["intermediate_dim"],
+        "dropout": found["dropout"],
+        "activation": keras.saving.get_registered_object(f"keras_hub>{found['activation']}") or found["activation"],
+        "use_gated_activation": found["gated"],
+        "layer_norm_epsilon": found["layer_norm_epsilon"],
+    }
+
+
+def places_of_whole(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
+    """Gives each variable of a whole model with the name of its tensor."""
+    yield Place(model.token_embedding.embeddings, "shared.weight")
+    for part in ("encoder", "decoder"):
+        blocks = getattr(model, f"{part}_transformer_layers")
+        yield Place(
+            blocks[0].self_attention.relative_attention_bias,
+            f"{part}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        )
+        for number, block in enumerate(blocks):
+            yield from _block(block, f"{part}.block.{number}.layer")
+        yield Place(getattr(model, f"{part}_layer_norm").weight, f"{part}.final_layer_norm.weight")
+
+
+def _block(block: Any, start: str) -> Iterator[Place]:
+    parts = [(block.self_attention_layer_norm, block.self_attention, "SelfAttention")]
+    if block.is_decoder:
+        parts += [(block.cross_attention_layer_norm, block.cross_attention, "EncDecAttention")]
+    for number, (norm, attention, name) in enumerate(parts):
+        yield Place(norm.weight, f"{start}.{number}.layer_norm.weight")
+        for own in ("query", "key", "value", "output"):
+            yield from dense(getattr(attention, f"{own}_projector"), f"{start}.{number}.{name}.{own[0]}", bias=False)
+    yield Place(block.layer_norm.weight, f"{start}.{len(parts)}.layer_norm.weight")
+    within, gated = f"{start}.{len(parts)}.DenseReluDense", block.use_gated_activation
+    yield from dense(block.input_projector, f"{within}.{'wi_0' if gated else 'wi'}", bias=False)
+    if gated:
+        yield from dense(block.gate_projector, f"{within}.wi_1", bias=False)
+    yield from dense(block.output_projector, f"{within}.wo", bias=False)
+
+
+WHOLE = Family(
+    backbone="T5Backbone",
+    arguments=arguments_of_whole,
+    places=places_of_whole,
+    prefix="transformer.",
+    heads=("lm_head.", "classification_head.", "classifier.", "encoder.embed_tokens.", "decoder.embed_tokens."),
+    pooling="mean",
+    modality="text_to_text",
+)
+FAMILIES = {"t5-whole": WHOLE}
