@@ -27,6 +27,10 @@ RATES = {
 }
 
 
+# What decoders with a head for answers have before the names of their weights, whatever their family has.
+ANSWERING = ("transformer.",)
+
+
 @dataclass(frozen=True)
 class Family:
     """How a family is published.
@@ -108,7 +112,8 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
     if not config.pretrained:
         return model, None
     tensors = family.read(folder.tensors())
-    prefix = family.prefix if any(name.startswith(family.prefix) for name in tensors) else ""
+    prefixes = (family.prefix, *ANSWERING)
+    prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), "")
     left = family.leaves(folder.config)
     filling.fill(
         family.places(model, folder.config),

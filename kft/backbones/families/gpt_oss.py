@@ -18,6 +18,7 @@ from kft.backbones.families.decoder import attention_places, blocks, decoder, de
 from kft.backbones.families.experts import routed
 from kft.backbones.families.family import Family, refuse
 from kft.backbones.families.turning import turning
+from kft.backbones.hugging_face import NEWER_DECODER
 from kft.backbones.mxfp4 import decoded
 from kft.backbones.places import Place
 from kft.errors import ModelError
@@ -144,6 +145,7 @@ FAMILY = Family(
     places=places,
     prefix="model.",
     heads=("lm_head.", "score.", "classifier.", "qa_outputs."),
+    head=NEWER_DECODER,
     pooling="last",
     read=decoded,
 )

@@ -13,7 +13,7 @@ from kft.backbones.families import rotary
 from kft.backbones.families.decoder import decoder, places
 from kft.backbones.families.family import Family, refuse
 from kft.backbones.families.turning import turning
-from kft.backbones.hugging_face import ACTIVATIONS
+from kft.backbones.hugging_face import ACTIVATIONS, NEWER_DECODER
 from kft.errors import ModelError, unknown
 
 # The field that says whether layers have biases; True where they always have them.
@@ -88,5 +88,6 @@ FAMILY = Family(
     places=places,
     prefix="model.",
     heads=("lm_head.", "score.", "classifier.", "qa_outputs."),
+    head=NEWER_DECODER,
     pooling="last",
 )
