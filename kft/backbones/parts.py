@@ -70,6 +70,10 @@ PARTS: dict[str, dict[str, Part]] = {
     },
     "gemma3n": {"text": Part("gemma3n_text", "text_config", ("model.language_model.", "language_model."))},
     "gemma4": {"text": Part("gemma4_text", "text_config", ("model.language_model.", "language_model."))},
+    "metaclip_2": {
+        "text": Part("metaclip_2_text_model", "text_config", ("text_model.",)),
+        "image": Part("metaclip_2_vision_model", "vision_config", ("vision_model.",)),
+    },
     # A T5 is read without its decoder, except where the whole of it is asked for.
     **{kind: {"whole": Part("t5-whole")} for kind in ("t5", "mt5")},
     "t5gemma": {"text": Part("t5gemma-encoder", alone=lambda config: config.get("is_encoder_decoder", True) is False)},

@@ -32,6 +32,7 @@ MODULES = {
     "gpt_oss": "gpt_oss",
     "llama": "llama",
     "mistral": "llama",
+    **dict.fromkeys(("metaclip_2", "metaclip_2_text_model", "metaclip_2_vision_model"), "metaclip_2"),
     "mobilebert": "mobilebert",
     "modernbert": "modernbert",
     "opt": "opt",
@@ -50,7 +51,8 @@ AUDIO = ("whisper",)
 def family_for(config: Mapping[str, Any]) -> Family | None:
     """Returns how a model is published, or None where kft has no table of it. Call after `backend.activate`.
 
-    A module has the table of its family, `FAMILY`, or what takes one by `config.json`, `of`.
+    A module has the table of its family, `FAMILY`, those of several types or parts, `FAMILIES`, or what takes one by
+    `config.json`, `of`.
     """
     model_type = str(config.get("model_type"))
     if model_type not in MODULES:

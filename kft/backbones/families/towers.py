@@ -1,0 +1,118 @@
+"""Blocks that normalize before attention and before their dense layers, as CLIP's and SigLIP's towers have them.
+
+Import after `backend.activate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kft.backbones.families import drawn
+from kft.backbones.families.family import dense, norm
+from kft.backbones.places import Place
+from kft.errors import ModelError, unknown
+
+# Activations by transformers' names.
+ACTIVATIONS = {
+    "gelu": lambda x: keras.ops.gelu(x, approximate=False),
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast"), lambda x: keras.ops.gelu(x, approximate=True)),
+    # Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415, section 2
+    "quick_gelu": lambda x: x * keras.ops.sigmoid(1.702 * x),
+}
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The measures of a tower.
+
+    Attributes:
+        layers: blocks.
+        heads: of attention.
+        width: of states.
+        inner: width of the dense layer between.
+        activation: by transformers' name.
+        epsilon: of the normalizations.
+        attention_dropout: rate on attention's weights.
+    """
+
+    layers: int
+    heads: int
+    width: int
+    inner: int
+    activation: str
+    epsilon: float
+    attention_dropout: float = 0.0
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Tower:
+        """Returns the measures that a part of `config.json` says; what it leaves out is in `defaults`.
+
+        Raises:
+            ModelError: if the activation is unknown.
+        """
+        said = {**defaults, **config}
+        activation = str(said["hidden_act"])
+        if activation not in ACTIVATIONS:
+            raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
+        return cls(
+            said["num_hidden_layers"],
+            said["num_attention_heads"],
+            said["hidden_size"],
+            said["intermediate_size"],
+            activation,
+            said["layer_norm_eps"],
+            said["attention_dropout"],
+        )
+
+    def blocks(self, x: Any, mask: Any = None, start: str = "block") -> Any:
+        """Returns what the tower's blocks make of states of shape (batch, tokens, width).
+
+        Args:
+            x: the states.
+            mask: nonzero where a token is seen, of a shape that fits (batch, heads, tokens, tokens).
+            start: of the names of layers.
+        """
+        for number in range(self.layers):
+            x = self._block(x, mask, f"{start}_{number}")
+        return x
+
+    def _block(self, x: Any, mask: Any, start: str) -> Any:
+        layers = keras.layers
+        seen = self.norm(f"{start}_attention_norm")(x)
+        more = drawn.attention((seen, seen, seen), mask, start, self.heads, self.width, self.attention_dropout)
+        x = layers.Add(name=f"{start}_attention_add")([x, more])
+        seen = self.norm(f"{start}_feedforward_norm")(x)
+        up = layers.Dense(self.inner, kernel_initializer=drawn.normal(), name=f"{start}_intermediate")(seen)
+        up = ACTIVATIONS[self.activation](up)
+        more = layers.Dense(self.width, kernel_initializer=drawn.normal(), name=f"{start}_output")(up)
+        return layers.Add(name=f"{start}_feedforward_add")([x, more])
+
+    def norm(self, name: str) -> Any:
+        """Returns a normalization."""
+        return keras.layers.LayerNormalization(epsilon=self.epsilon, name=name)
+
+
+def places(model: Any, prefix: str = "", start: str = "block") -> Iterator[Place]:
+    """Gives each weight of a tower's blocks with the name of its tensor.
+
+    Args:
+        model: which has the blocks.
+        prefix: of the tensors' names.
+        start: of the names of layers.
+    """
+    found = {layer.name: layer for layer in model.layers}
+    number = 0
+    while f"{start}_{number}_intermediate" in found:
+        block, own = f"{start}_{number}", f"{prefix}encoder.layers.{number}"
+        yield from norm(found[f"{block}_attention_norm"], f"{own}.layer_norm1")
+        for part, name in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
+            yield from dense(found[f"{block}_attention_{part}"], f"{own}.self_attn.{name}")
+        yield from dense(found[f"{block}_attention_output"], f"{own}.self_attn.out_proj", 2)
+        yield from norm(found[f"{block}_feedforward_norm"], f"{own}.layer_norm2")
+        yield from dense(found[f"{block}_intermediate"], f"{own}.mlp.fc1")
+        yield from dense(found[f"{block}_output"], f"{own}.mlp.fc2")
+        number += 1
