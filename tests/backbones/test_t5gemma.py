@@ -40,7 +40,7 @@ BLOCKS = {
     "max_position_embeddings": 32,
     "rms_norm_eps": 1e-3,
 }
-# What one of the two has and the other has not, each seen to be computed.
+# What the encoder has and, below, the decoder has not, each seen to be computed.
 OTHER = {
     "hidden_size": 24,
     "num_attention_heads": 4,
@@ -56,11 +56,17 @@ OTHER = {
     "layer_types": [FULL, NEAR],
     "rope_parameters": {"rope_type": "linear", "rope_theta": 50.0, "factor": 2.0},
 }
-UNCAPPED = {"attn_logit_softcapping": None, "num_hidden_layers": 1, "sliding_window": 1}
+UNLIKE = {
+    "num_hidden_layers": 3,
+    "attn_logit_softcapping": None,
+    "hidden_activation": "gelu",
+    "layer_types": [NEAR, FULL, NEAR],
+    "rope_parameters": {"rope_type": "default", "rope_theta": 20.0},
+}
 SECOND = {
     **BLOCKS,
     "layer_types": [NEAR, FULL],
-    "sliding_window": 4,
+    "sliding_window": 3,
     "rope_parameters": {
         NEAR: {"rope_type": "default", "rope_theta": 50.0},
         FULL: {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0},
@@ -90,27 +96,22 @@ def t5gemma(encoder: dict[str, Any], decoder: dict[str, Any], **more: Any) -> di
     return {"encoder": {**BLOCKS, **encoder}, "decoder": {**BLOCKS, **decoder}, "vocab_size": 80, **more}
 
 
-def t5gemma2(changes: dict[str, Any], **vision: Any) -> dict[str, Any]:
-    blocks = {**SECOND, **changes}
+def t5gemma2() -> dict[str, Any]:
     encoder = {
-        "text_config": blocks,
-        "vision_config": {**VISION, **vision},
+        "text_config": SECOND,
+        "vision_config": VISION,
         "mm_tokens_per_image": 4,
         "eoi_token_index": END,
         "boi_token_index": 71,
     }
-    return {"encoder": encoder, "decoder": blocks, "image_token_index": IMAGE}
+    decoder = {**SECOND, "layer_types": [FULL, NEAR], "rope_parameters": None}
+    return {"encoder": encoder, "decoder": decoder, "image_token_index": IMAGE}
 
 
 WHOLE = {
     "t5gemma": ("T5Gemma", t5gemma({}, {})),
-    "t5gemma, encoder otherwise": ("T5Gemma", t5gemma(OTHER, UNCAPPED)),
-    "t5gemma, decoder otherwise": ("T5Gemma", t5gemma(UNCAPPED, OTHER)),
-    "t5gemma2": ("T5Gemma2", t5gemma2({})),
-    "t5gemma2, otherwise": (
-        "T5Gemma2",
-        t5gemma2({"sliding_window": 3, "rope_parameters": None}, vision_use_head=False),
-    ),
+    "t5gemma, otherwise": ("T5Gemma", t5gemma(OTHER, UNLIKE)),
+    "t5gemma2": ("T5Gemma2", t5gemma2()),
     "t5": ("T5", {**T5, "feed_forward_proj": "relu"}),
     "mt5": ("MT5", {**T5, "feed_forward_proj": "gated-gelu"}),
 }
@@ -142,7 +143,9 @@ def published(backend: str, vocabulary: Path, tmp_path: Path) -> Made:
 def ours(model: Any, inputs: dict[str, np.ndarray], names: Any) -> dict[str, np.ndarray]:
     import keras
 
-    found = model({name: inputs[name] for name in names}, training=False)
+    given = {name: inputs[name] for name in names}
+    # As one function: JAX compiles whatever is called by itself.
+    found = model.predict_on_batch(given) if keras.backend.backend() == "jax" else model(given, training=False)
     return {name: keras.ops.convert_to_numpy(states) for name, states in found.items()}
 
 
@@ -207,7 +210,7 @@ def test_the_whole_gives_the_states_of_both_and_is_saved(
         same("Hugging Face", case.partition(",")[0], found[f"{part}_sequence_output"][real], states[real])
 
 
-@pytest.mark.parametrize("case", ["t5gemma", "t5gemma, encoder otherwise", "t5gemma2", "t5gemma2, otherwise"])
+@pytest.mark.parametrize("case", ["t5gemma, otherwise", "t5gemma2"])
 def test_the_part_for_texts_is_the_encoder(
     published: Made, same: Callable[..., None], case: str, tmp_path: Path
 ) -> None:
@@ -229,7 +232,6 @@ def test_the_part_for_texts_is_the_encoder(
 
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification"])
 def test_a_head_that_reads_the_encoder_is_kept(published: Made, head: str) -> None:
-    import keras
     import torch
 
     fields = t5gemma({}, {}, is_encoder_decoder=False, id2label={0: "bad", 1: "good", 2: "fine"})
@@ -237,7 +239,7 @@ def test_a_head_that_reads_the_encoder_is_kept(published: Made, head: str) -> No
     backbone = kft.load_backbone(str(place))  # the encoder is the whole of it
     assert backbone.modality == "text" and backbone.head.labels == ("bad", "good", "fine")
     inputs = {"token_ids": IDS, "padding_mask": MASK}
-    found = keras.ops.convert_to_numpy(kft.published_classifier(backbone)(inputs, training=False))
+    found = kft.published_classifier(backbone).predict_on_batch(inputs)
     with torch.no_grad():
         wanted = model(input_ids=torch.tensor(IDS).long(), attention_mask=torch.tensor(MASK)).logits.numpy()
     real = MASK == 1 if head == "TokenClassification" else slice(None)
@@ -278,7 +280,7 @@ def test_a_t5_is_read_without_its_decoder_where_the_whole_is_not_asked_for(publi
         kft.load_backbone(str(place), part="image")
 
 
-@pytest.mark.parametrize("case", ["t5gemma", "t5gemma2", "t5"])
+@pytest.mark.parametrize("case", ["t5gemma", "t5gemma2"])
 def test_nothing_is_left_over_or_missing(published: Made, case: str) -> None:
     place, _ = published(*WHOLE[case])
     file = place / "model.safetensors"
