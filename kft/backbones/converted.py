@@ -22,7 +22,7 @@ from kft.errors import ModelError, listed
 # What a task of kft does without: heads, layers below them, and tokens that hide parts of an image in pretraining.
 HEADS = re.compile(
     r"(^|\.)(lm_head|score|classifier|cls_classifier|distillation_classifier|qa_outputs|contact_head|pooler|decoder"
-    r"|summary|multiple_choice_head)\.|(^|\.)embeddings\.mask_token$"
+    r"|summary|multiple_choice_head|vision_model\.head)\.|(^|\.)embeddings\.mask_token$"
 )
 BUFFERS = re.compile(
     r"(^|\.)(position_ids|inv_freq|relative_position_index|attn_mask|attn\.bias|attn\.masked_bias|rope_embeddings\..*)$"
@@ -45,13 +45,20 @@ class Reader:
         tensors: the weights.
         prefix: what a model with a head puts before the names of its backbone's weights.
         scales: factors on tensors, by KerasHub's names of them.
+        offsets: what is added to them then.
         spare: names of tensors that may be left over.
     """
 
     def __init__(
-        self, tensors: Tensors, prefix: str, scales: Mapping[str, float], spare: re.Pattern[str] | None = None
+        self,
+        tensors: Tensors,
+        prefix: str,
+        scales: Mapping[str, float],
+        offsets: Mapping[str, float] | None = None,
+        spare: re.Pattern[str] | None = None,
     ) -> None:
-        self._tensors, self._prefix, self._scales, self._spare = tensors, prefix, scales, spare or HEADS
+        self._tensors, self._prefix, self._spare = tensors, prefix, spare or HEADS
+        self._scales, self._offsets = scales, offsets or {}
         self.used: set[str] = set()
         self.preset = str(tensors.place)
 
@@ -68,7 +75,9 @@ class Reader:
             )
         self.used.add(found)
         array = self._tensors[found]
-        return (array * self._scales[name] if name in self._scales else array).view(Whole)
+        if name in self._scales:
+            array = array * self._scales[name] + self._offsets.get(name, 0.0)
+        return array.view(Whole)
 
     def port_weight(self, keras_variable: Any, hf_weight_key: str, hook_fn: Callable[..., Any] | None = None) -> None:
         """Gives a place its tensor, turned as the converter says; the names of the arguments are KerasHub's."""

@@ -32,6 +32,8 @@ class HubType:
         more: looks at what one field does not tell, and returns further arguments.
         without_way_back: whether the way back from states to tokens, which no head of kft's reads, need not be loaded.
         scales: what KerasHub leaves out and a factor on a tensor makes up for.
+        offsets: what is added to a tensor that has a factor.
+        spellings: regular expressions, and what makes the names of weights those that KerasHub's converter knows.
         converter: the `model_type` whose converter of KerasHub's reads it, where it has none of its own.
         modality: what the model reads, where it is more than texts or more than images.
         head: how its makers' own heads are called, or None where published heads are not read.
@@ -46,6 +48,8 @@ class HubType:
     more: Callable[[Config], dict[str, Any]] = lambda config: {}
     without_way_back: bool = False
     scales: Callable[[Config], dict[str, float]] = lambda config: {}
+    offsets: Callable[[Config], dict[str, float]] = lambda config: {}
+    spellings: tuple[tuple[str, str], ...] = ()
     converter: str = ""
     modality: Modality | None = None
     head: Head | None = NEWER_DECODER
@@ -78,10 +82,24 @@ def require(config: Config, name: str, value: Any, allowed: tuple[Any, ...]) -> 
         )
 
 
+def completed(config: Config) -> dict[str, Any]:
+    """Returns `config.json` with what transformers takes for fields that it leaves out, those of its parts too.
+
+    Raises:
+        ModelError: if it has no such part.
+    """
+    whole = str(config["model_type"])
+    found = {**DEFAULTS.get(whole, {}), **config}
+    for part, kind in INNER.get(whole, {}).items():
+        if not isinstance(config.get(part), Mapping):
+            raise ModelError(f"config.json has no {part}, which a {whole} has. Get the file again.")
+        found[part] = completed({"model_type": kind, **config[part]})
+    return found
+
+
 def adapted(config: Config) -> dict[str, Any]:
-    """Returns `config.json` with fields where KerasHub's converters look for them; older files leave some out."""
-    kind, rope = config["model_type"], rope_of(config)
-    changed = {**DEFAULTS.get(kind, {}), **config}
+    """Returns `config.json` with fields where KerasHub's converters look for them."""
+    kind, rope, changed = config["model_type"], rope_of(config), completed(config)
     if kind in DEFAULTS and "num_attention_heads" in config:
         changed.setdefault("num_key_value_heads", config["num_attention_heads"])
     if "num_local_experts" in config:
@@ -132,11 +150,30 @@ def _layers(config: Config) -> int:
     return int(config["num_hidden_layers"])
 
 
+def steeper(config: Config) -> float:
+    """Returns what makes scores as large as query_pre_attn_scalar has them: KerasHub divides by the root of head_dim."""
+    return math.sqrt(config["head_dim"] / config["query_pre_attn_scalar"])
+
+
 def _steeper(config: Config) -> dict[str, float]:
-    """Returns what makes Gemma 2's scores as large as its query_pre_attn_scalar has them: KerasHub divides by head_dim's."""
-    factor = math.sqrt(config["head_dim"] / config.get("query_pre_attn_scalar", 256))
+    factor = steeper(config)
     names = [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(_layers(config))]
     return dict.fromkeys(names, factor) if factor != 1 else {}
+
+
+def _steeper_norms(config: Config, start: str = "model.") -> dict[str, float]:
+    """Returns the factors of Gemma 3, which normalizes queries; what a norm multiplies with is one more than its weight."""
+    factor = steeper(config)
+    names = [f"{start}layers.{i}.self_attn.q_norm.weight" for i in range(_layers(config))]
+    return dict.fromkeys(names, factor) if factor != 1 else {}
+
+
+def _less_one(scales: Callable[[Config], dict[str, float]]) -> Callable[[Config], dict[str, float]]:
+    return lambda config: {name: factor - 1 for name, factor in scales(config).items()}
+
+
+def _within_gemma3(config: Config) -> dict[str, float]:
+    return _steeper_norms(config["text_config"], "language_model.model.")
 
 
 def _theta(name: str, rope: Config, config: Config, wanted: float) -> None:
@@ -154,6 +191,8 @@ def _gemma2(config: Config) -> dict[str, Any]:
 
 
 def _gemma3(config: Config) -> dict[str, Any]:
+    if not config.get("layer_types"):
+        require(config, "sliding_window_pattern", config.get("sliding_window_pattern") or 6, (6,))
     _pattern(config, 6)
     rope = config.get("rope_parameters") or {}
     local, whole = rope.get("sliding_attention") or {}, rope.get("full_attention") or config.get("rope_scaling") or {}
@@ -163,8 +202,38 @@ def _gemma3(config: Config) -> dict[str, Any]:
         "rope_theta of sliding_attention", {"rope_theta": config.get("rope_local_base_freq", 1e4)} | local, config, 1e4
     )
     _theta("rope_theta of full_attention", {"rope_theta": config.get("rope_theta", 1e6)} | whole, config, 1e6)
-    require(config, "query_pre_attn_scalar", config.get("query_pre_attn_scalar", 256), (config["head_dim"],))
-    return {"query_head_dim_normalize": True}
+    found: dict[str, Any] = {"query_head_dim_normalize": True, "is_embedding_model": False}
+    if config.get("use_bidirectional_attention"):
+        # transformers lets a token see half of the window on either side; KerasHub one less behind, of an even one.
+        found["sliding_window_size"] = config["sliding_window"] // 2 * 2 + 1
+    return found
+
+
+def tower(config: Config) -> dict[str, Any]:
+    """Returns what is said of the tower within KerasHub's Gemma 3 and PaliGemma, whose epsilon and activation are its own.
+
+    Raises:
+        ModelError: if it is of another kind, or has another epsilon or activation.
+    """
+    vision: dict[str, Any] = completed(config)["vision_config"]
+    require(vision, "model_type", vision["model_type"], ("siglip_vision_model",))
+    for name, values in SIGLIP.items():
+        require(vision, name, vision.get(name, values[0]), values)
+    return vision
+
+
+def _gemma3_whole(config: Config) -> dict[str, Any]:
+    """Returns the arguments of the part for texts, and sees to it that images are read as KerasHub does.
+
+    KerasHub hides tokens of an image that are further behind than the window, transformers does not.
+    """
+    text, vision = config["text_config"], tower(config)
+    require(text, "use_bidirectional_attention", text.get("use_bidirectional_attention"), (None, False))
+    side, tokens = vision["image_size"] // vision["patch_size"], config.get("mm_tokens_per_image", 256)
+    require(config, "mm_tokens_per_image", tokens, ((side // 4) ** 2,))
+    if text["sliding_window"] < tokens:
+        require(text, "sliding_window", text["sliding_window"], (f"{tokens} or more",))
+    return arguments(text, TYPES["gemma3_text"])
 
 
 def _ropes(part: Config) -> dict[str, dict[str, Any]]:
@@ -223,6 +292,43 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"rope_theta": 10000.0},
     "vit": {"qkv_bias": True},
     "deit": {"qkv_bias": True},
+    "gemma": {"head_dim": 256},
+    "gemma2": {
+        "head_dim": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+    },
+    "gemma3_text": {
+        "vocab_size": 262208,
+        "head_dim": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+    },
+    "siglip_vision_model": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 16,
+    },
+}
+# What transformers calls the weights of a model of SigLIP's tower and a Gemma has changed twice; these rules make the
+# oldest names, which most published files have, of each of them.
+SPELLINGS = (
+    (r"^model\.(?=(language_model|vision_tower|multi_modal_projector)\.)", ""),
+    (r"^language_model\.(?!model\.|lm_head\.)", "language_model.model."),
+    (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
+)
+# The parts of a model, and what they are where they do not say so themselves.
+INNER = {
+    "gemma3": {"text_config": "gemma3_text", "vision_config": "siglip_vision_model"},
+    "paligemma": {"text_config": "gemma", "vision_config": "siglip_vision_model"},
 }
 SILU = {"hidden_act": ("silu",)}
 PLAIN = {**SILU, "attention_bias": (False,), "mlp_bias": (False,)}
@@ -232,7 +338,9 @@ SOFT = ("gelu_pytorch_tanh", "gelu_new", None)
 # A norm within has this epsilon, whatever its model has.
 SIXTH = {"rms_norm_eps": (1e-6,)}
 SPARSE: dict[str, tuple[Any, ...]] = {"decoder_sparse_step": (1,), "mlp_only_layers": ([], None)}
-GEMMA = {**SIXTH, "attention_bias": (False,), "use_bidirectional_attention": (None, False)}
+CAUSAL = {"use_bidirectional_attention": (None, False)}
+GEMMA = {**SIXTH, "attention_bias": (False,)}
+SIGLIP = {"hidden_act": ("gelu_pytorch_tanh",), "layer_norm_eps": (1e-6,), "num_channels": (3,)}
 GELU = {"hidden_act": ("gelu",), "qkv_bias": (True,), "num_channels": (3,)}
 # The heads of DINO's makers read the class token and the mean of all patches together, which kft's do not.
 DINO2 = HubType("dinov2.", only={**GELU, "layer_norm_eps": (1e-6,)}, head=None)
@@ -261,10 +369,15 @@ TYPES = {
         without_way_back=True,
     ),
     "smollm3": HubType("model.", {}, {**PLAIN, "use_sliding_window": (False, None)}, heads=True),
-    "gemma": HubType("model.", only={**GEMMA, "hidden_activation": SOFT}, more=_gemma),
+    "gemma": HubType(
+        "model.",
+        # What its first files call gelu, transformers computes by the approximation too.
+        only={**GEMMA, **CAUSAL, "hidden_activation": SOFT, "hidden_act": (*SOFT, "gelu")},
+        more=_gemma,
+    ),
     "gemma2": HubType(
         "model.",
-        only={**GEMMA, "hidden_activation": SOFT},
+        only={**GEMMA, **CAUSAL, "hidden_activation": SOFT},
         more=_gemma2,
         scales=_steeper,
     ),
@@ -272,6 +385,17 @@ TYPES = {
         "model.",
         only={**GEMMA, "hidden_activation": SOFT, "attn_logit_softcapping": (None,)},
         more=_gemma3,
+        scales=_steeper_norms,
+        offsets=_less_one(_steeper_norms),
+    ),
+    "gemma3": HubType(
+        "",
+        more=_gemma3_whole,
+        scales=_within_gemma3,
+        offsets=_less_one(_within_gemma3),
+        spellings=SPELLINGS,
+        modality="image_text",
+        head=None,
     ),
     "t5gemma2": HubType(
         "model.",

@@ -16,7 +16,7 @@ from kft import backend
 from kft.backbones import converted, initial
 from kft.backbones.backbone import Images, Modality, PublishedHead
 from kft.backbones.folders import ModelFolder
-from kft.backbones.hub_types import TYPES, HubType, adapted, arguments
+from kft.backbones.hub_types import TYPES, HubType, adapted, arguments, completed
 from kft.backbones.hugging_face import head_of
 from kft.backbones.parts import PARTS
 from kft.errors import KftError, ModelError, listed, unknown
@@ -132,11 +132,14 @@ def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> A
     loader = _loader(folder, known)
     # Sizes that a recipe asks for count for what is checked too.
     size = {} if config.image_size is None else {"image_size": config.image_size}
-    changes = {**arguments({**folder.config, **size}, known), **changes}
+    whole = completed(folder.config)
+    changes = {**arguments({**whole, **size}, known), **changes}
     with initial.undrawn() if config.pretrained else contextlib.nullcontext():
         model = loader.load_backbone(loader.check_backbone_class(), False, **changes)
     if config.pretrained:
-        reader = converted.Reader(folder.tensors(), known.prefix, known.scales(folder.config), known.spare)
+        tensors = folder.tensors().renamed(known.spellings)
+        offsets = known.offsets(whole)
+        reader = converted.Reader(tensors, known.prefix, known.scales(whole), offsets, known.spare)
         all_blocks = "num_layers" not in config.config
         converted.fill(model, loader.converter, loader.config, reader, all_blocks=all_blocks)
     return model

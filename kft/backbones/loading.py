@@ -82,18 +82,35 @@ def _of_hugging_face(folder: ModelFolder, config: Model) -> Backbone:
         if not table.drawn:
             keras_hub.part_attention_dropout(model, config)
         if table.modality == "image":
-            return Backbone(
-                model, "image", "mean", images=keras_hub.images_of(model, folder, config), head=head, origin=origin
-            )
+            images = _images(model, "image", folder, config)
+            return Backbone(model, "image", "mean", images=images, head=head, origin=origin)
         pooling = "mean" if _reads_mean(folder.path) else table.pools(folder.config)
-        tokenizer, own = _tokenizer(config, folder.path), table.own_head(folder.config)
-        return Backbone(model, table.modality, pooling, tokenizer, None, head, own.below if own else Below(), origin)
+        own, images = table.own_head(folder.config), _images(model, table.modality, folder, config)
+        tokenizer, below = _tokenizer(config, folder.path), own.below if own else Below()
+        return Backbone(model, table.modality, pooling, tokenizer, images, head, below, origin)
     model, modality, head = keras_hub.from_folder(folder, config)
-    images = keras_hub.images_of(model, folder, config) if modality in ("image", "image_text") else None
+    images = _images(model, modality, folder, config)
     if modality == "image":
         return Backbone(model, "image", _image_pooling(model), images=images, head=head, origin=origin)
     tokenizer, pooling = _tokenizer(config, folder.path), _pooling(model, folder)
     return Backbone(model, modality, pooling, tokenizer, images, head, origin=origin)
+
+
+def _images(model: Any, modality: str, folder: ModelFolder, config: Model) -> Images | None:
+    """Returns how a model wants its images, or None if it reads none."""
+    if modality not in ("image", "image_text"):
+        return None
+    tensor = model.input["images"] if isinstance(model.input, dict) else model.input
+    _refuse_size(folder, config, tuple(tensor.shape[-3:-1]))
+    return keras_hub.images_of(model, folder, config)
+
+
+def _refuse_size(folder: ModelFolder, config: Model, declared: tuple[int | None, ...]) -> None:
+    """Raises a ModelError if a recipe asks for images of another size than a model takes."""
+    if config.image_size and None not in declared and declared != (config.image_size, config.image_size):
+        raise ModelError(
+            f"model.image_size: '{folder.handle}' takes images of {declared[0]} by {declared[1]} pixels only. Leave it out."
+        )
 
 
 def _of_images(folder: ModelFolder, config: Model, progress: Progress | None) -> Backbone:
@@ -110,13 +127,8 @@ def _of_images(folder: ModelFolder, config: Model, progress: Progress | None) ->
 
         model, images, head = keras_file.load(folder, config, progress)
     if config.image_size is not None:
-        size = (config.image_size, config.image_size)
-        declared = tuple(model.input.shape[1:3])
-        if None not in declared and declared != size:
-            raise ModelError(
-                f"model.image_size: '{folder.handle}' takes images of {declared[0]} by {declared[1]} pixels only. Leave it out."
-            )
-        images = dataclasses.replace(images, size=size)
+        _refuse_size(folder, config, tuple(model.input.shape[1:3]))
+        images = dataclasses.replace(images, size=(config.image_size, config.image_size))
     origin = {"handle": folder.handle, "format": folder.format, "sha256": folder.sha256}
     return Backbone(model, "image", "first", images=images, head=head, origin=origin)
 
@@ -163,7 +175,7 @@ def _tokenizer(config: Model, folder: Path | None) -> Tokenizer:
 
 
 def _pooling(model: Any, folder: ModelFolder | None) -> str:
-    if folder is not None and _reads_mean(folder.path):
+    if folder is not None and (_reads_mean(folder.path) or folder.config.get("use_bidirectional_attention")):
         return "mean"
     if any(type(model).__name__.startswith(name) for name in CAUSAL):
         return "last"

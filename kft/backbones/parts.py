@@ -61,9 +61,19 @@ class Part:
         return dataclasses.replace(whole, model=model, modality="text", images=None, head=None)
 
 
+def _prompts(model: Any) -> Any:
+    from kft.backbones.families import paligemma
+
+    return paligemma.texts(model)
+
+
+TOWER = Part(
+    "siglip_vision_model",
+    "vision_config",
+    ("vision_tower.vision_model.", "model.vision_tower.vision_model.", "vision_tower.", "model.vision_tower."),
+)
 # By model_type of the whole, then by what a recipe asks for.
 PARTS: dict[str, dict[str, Part]] = {
-    "gemma3": {"text": Part("gemma3_text", "text_config", ("language_model.model.", "model.language_model."))},
     "sam3": {"image": Part("sam3_vision_model", "vision_config", ("vision_encoder.",))},
     "sam3_video": {
         "image": Part("sam3_vision_model", "detector_config.vision_config", ("detector_model.vision_encoder.",))
@@ -78,6 +88,12 @@ PARTS: dict[str, dict[str, Part]] = {
     **{kind: {"whole": Part("t5-whole")} for kind in ("t5", "mt5")},
     "t5gemma": {"text": Part("t5gemma-encoder", alone=lambda config: config.get("is_encoder_decoder", True) is False)},
     "t5gemma2": {"text": Part("t5gemma2-encoder")},
+    "gemma3": {
+        "text": Part("gemma3_text", "text_config", ("language_model.model.", "model.language_model.")),
+        "image": TOWER,
+    },
+    "paligemma": {"text": Part(cut=_prompts), "image": TOWER},
+    "siglip": {"image": Part("siglip_vision_model", "vision_config", ("vision_model.",))},
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,14 @@ class Tensors:
     def __getitem__(self, name: str) -> np.ndarray:
         return self._readers[name]()
 
+    def renamed(self, names: Sequence[tuple[str, str]]) -> Tensors:
+        """Returns the tensors by other names.
+
+        Args:
+            names: regular expressions and what is put in their place, one after the other.
+        """
+        return Tensors({_renamed(name, names): read for name, read in self._readers.items()}, self.place)
+
     def within(self, prefixes: Sequence[str]) -> Tensors:
         """Returns the tensors of a part of a model by the names they have there.
 
@@ -77,6 +86,12 @@ class Tensors:
             f"'{self.place}' has no weights whose names begin with {' or '.join(prefixes)}, as those of the part that "
             "model.part asks for do. Give a folder with the whole model."
         )
+
+
+def _renamed(name: str, names: Sequence[tuple[str, str]]) -> str:
+    for pattern, other in names:
+        name = re.sub(pattern, other, name)
+    return name
 
 
 def opened(folder: Path) -> Tensors:

@@ -36,11 +36,13 @@ MODULES = {
     "mobilebert": "mobilebert",
     "modernbert": "modernbert",
     "opt": "opt",
+    "paligemma": "paligemma",
     "phi3": "phi3",
     "qwen2": "llama",
     "qwen3": "llama",
     "roformer": "roformer",
     "sam3_vision_model": "sam3",
+    "siglip_vision_model": "siglip",
     "whisper": "whisper",
     "xlnet": "xlnet",
 }
