@@ -78,6 +78,8 @@ PARTS: dict[str, dict[str, Part]] = {
     **{kind: {"whole": Part("t5-whole")} for kind in ("t5", "mt5")},
     "t5gemma": {"text": Part("t5gemma-encoder", alone=lambda config: config.get("is_encoder_decoder", True) is False)},
     "t5gemma2": {"text": Part("t5gemma2-encoder")},
+    "qwen3_5": {"text": Part("qwen3_5_text", "text_config", ("model.language_model.", "language_model."))},
+    "qwen3_5_moe": {"text": Part("qwen3_5_moe_text", "text_config", ("model.language_model.", "language_model."))},
 }
 
 
