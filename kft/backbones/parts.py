@@ -94,6 +94,8 @@ PARTS: dict[str, dict[str, Part]] = {
     },
     "paligemma": {"text": Part(cut=_prompts), "image": TOWER},
     "siglip": {"image": Part("siglip_vision_model", "vision_config", ("vision_model.",))},
+    "qwen3_5": {"text": Part("qwen3_5_text", "text_config", ("model.language_model.", "language_model."))},
+    "qwen3_5_moe": {"text": Part("qwen3_5_moe_text", "text_config", ("model.language_model.", "language_model."))},
 }
 
 

@@ -40,6 +40,8 @@ MODULES = {
     "phi3": "phi3",
     "qwen2": "llama",
     "qwen3": "llama",
+    "qwen3_5_moe_text": "qwen3_5",
+    "qwen3_5_text": "qwen3_5",
     "roformer": "roformer",
     "sam3_vision_model": "sam3",
     "siglip_vision_model": "siglip",

@@ -84,12 +84,12 @@ def decoder(
 
     token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding")
     x, places = layers.Dropout(embedding_dropout, name="embeddings_dropout")(token(ids)), drawn.places_of(ids)
-    waves, seen = _waves(places, turning), {window: _seen(places, mask, window) for window in set(windows)}
+    waves, seen = waves_of(places, turning), {window: seen_from(places, mask, window) for window in set(windows)}
     for number, window in enumerate(windows):
         start = f"block_{number}"
         hidden = norm(x, f"{start}_attention_norm")
         query, key, value = (
-            _heads(hidden, f"{start}_attention_{part}", heads, head_dim, has["inputs"])
+            of_heads(hidden, f"{start}_attention_{part}", heads, head_dim, has["inputs"])
             for part, heads in (
                 ("query", num_query_heads),
                 ("key", num_key_value_heads),
@@ -98,9 +98,9 @@ def decoder(
         )
         if normed_heads:
             query, key = norm(query, f"{start}_attention_query_norm"), norm(key, f"{start}_attention_key_norm")
-        more = _mixed(
-            _turned(query, waves),
-            _turned(key, waves),
+        more = mixed(
+            turned(query, waves),
+            turned(key, waves),
             value,
             seen[window],
             layers.Dropout(attention_dropout, name=f"{start}_attention_weights_dropout"),
@@ -121,7 +121,7 @@ def decoder(
     return keras.Model({"token_ids": ids, "padding_mask": mask}, outputs, name=name)
 
 
-def _seen(places: Any, mask: Any, window: int | None) -> Any:
+def seen_from(places: Any, mask: Any, window: int | None) -> Any:
     """Says which tokens a token sees, shape (batch, 1, tokens, tokens)."""
     behind = places[:, :, None] - places[:, None, :]
     near = behind >= 0
@@ -130,7 +130,7 @@ def _seen(places: Any, mask: Any, window: int | None) -> Any:
     return keras.ops.logical_and(mask[:, None, None, :] > 0, near[:, None])
 
 
-def _waves(places: Any, turning: Turning) -> tuple[Any, Any]:
+def waves_of(places: Any, turning: Turning) -> tuple[Any, Any]:
     """Returns cosines and sines of all places, float32 of shape (1, tokens, 1, pairs)."""
     frequencies: Any = turning.frequencies
     if turning.beyond is not None:
@@ -140,16 +140,17 @@ def _waves(places: Any, turning: Turning) -> tuple[Any, Any]:
     return keras.ops.cos(angles) * turning.scale, keras.ops.sin(angles) * turning.scale
 
 
-def _turned(x: Any, waves: tuple[Any, Any]) -> Any:
+def turned(x: Any, waves: tuple[Any, Any]) -> Any:
     """Turns pairs of numbers, each of the first half with one of the second; what follows the pairs is left as it is."""
     cosines, sines = (keras.ops.cast(wave, x.dtype) for wave in waves)
     half = cosines.shape[-1]
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = [first * cosines - second * sines, second * cosines + first * sines]
-    return keras.ops.concatenate([*turned, rest] if rest.shape[-1] else turned, axis=-1)
+    both = [first * cosines - second * sines, second * cosines + first * sines]
+    return keras.ops.concatenate([*both, rest] if rest.shape[-1] else both, axis=-1)
 
 
-def _heads(x: Any, name: str, heads: int, size: int, biased: bool) -> Any:
+def of_heads(x: Any, name: str, heads: int, size: int, biased: bool) -> Any:
+    """Returns what a dense layer gives, parted by heads, shape (batch, tokens, heads, size)."""
     return keras.layers.EinsumDense(
         "btw,whd->bthd",
         (None, heads, size),
@@ -165,7 +166,7 @@ def _sinks(ids: Any, heads: int, name: str) -> Any:
     return keras.ops.transpose(table(keras.ops.zeros_like(ids[:1, :1])), (0, 2, 1))[..., None]
 
 
-def _mixed(query: Any, key: Any, value: Any, seen: Any, dropout: Any, sinks: Any) -> Any:
+def mixed(query: Any, key: Any, value: Any, seen: Any, dropout: Any, sinks: Any) -> Any:
     """Returns the values that are seen, mixed for each query, shape (batch, tokens, heads, size); scores are float32."""
     ops, shared = keras.ops, query.shape[2] // key.shape[2]
     key, value = (ops.repeat(x, shared, axis=2) if shared > 1 else x for x in (key, value))

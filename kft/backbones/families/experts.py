@@ -8,13 +8,20 @@ inputs, as JAX wants it. Kernels are rows of tables, which are looked up by bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from kft.backbones.families import drawn
+from kft.backbones.tensors import Tensors
+
+ALONE = re.compile(r"^(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight$")
+# The tensor of all experts, and what lies in it of each, one below the other.
+TOGETHER = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
 def routed(
@@ -24,6 +31,8 @@ def routed(
     chosen: int,
     inner: int,
     between: Callable[[Any], Any],
+    *,
+    biased: bool = True,
 ) -> Any:
     """Returns what the chosen experts make of each token, weighted by a softmax over their scores.
 
@@ -34,17 +43,19 @@ def routed(
         chosen: how many read a token.
         inner: width after an expert's first layer, for gate and kernel together.
         between: what stands between an expert's two layers, from `inner` to half of it.
+        biased: whether all these layers have biases.
     """
     ops, width = keras.ops, x.shape[-1]
-    scores = keras.layers.Dense(experts, kernel_initializer=drawn.normal(), name=f"{start}_router")(x)
+    router = keras.layers.Dense(experts, None, biased, kernel_initializer=drawn.normal(), name=f"{start}_router")
+    scores = router(x)
     scores, ids = ops.top_k(scores, chosen)
-    weights = ops.softmax(scores, axis=-1)
+    weights = ops.softmax(scores, axis=-1) if chosen > 1 else ops.ones_like(scores)
     of_block, taken, places = _laid(ops.cast(ids, "int32"), experts, chosen)
     tokens = ops.take(ops.reshape(x, (-1, width)), taken, axis=0)
 
     def layer(x: Any, inputs: int, outputs: int, name: str) -> Any:
-        tables = {"kernel": inputs * outputs, "bias": outputs}
-        kernel, bias = (
+        tables = {"kernel": inputs * outputs, **({"bias": outputs} if biased else {})}
+        kernel, *bias = (
             keras.layers.Embedding(
                 experts,
                 size,
@@ -54,7 +65,8 @@ def routed(
             for part, size in tables.items()
         )
         kernel = ops.reshape(kernel, (-1, inputs, outputs))
-        return ops.einsum("nbi,nio->nbo", x, kernel) + bias[:, None, :]
+        found = ops.einsum("nbi,nio->nbo", x, kernel)
+        return found + bias[0][:, None, :] if biased else found
 
     made = layer(between(layer(tokens, width, inner, "inner")), inner // 2, width, "outer")
     made = ops.take(ops.reshape(made, (-1, width)), places, axis=0)
@@ -100,3 +112,32 @@ def _counted(ids: Any) -> Any:
     ones = keras.ops.ones_like(ids)
     batch, tokens, chosen = (keras.ops.cumsum(ones, axis=axis) - 1 for axis in range(3))
     return (batch * keras.ops.sum(ones[0, :, 0]) + tokens) * ids.shape[-1] + chosen
+
+
+def together(tensors: Tensors) -> Tensors:
+    """Returns tensors with those of single experts as one for all experts of a block; some files have them one way, some so.
+
+    Experts that lack one of their tensors stay as they are, and find no place.
+    """
+    found: dict[str, dict[str, dict[int, str]]] = {}
+    for name in tensors:
+        if match := ALONE.match(name):
+            found.setdefault(match[1], {}).setdefault(match[3], {})[int(match[2])] = name
+    readers: dict[str, Callable[[], np.ndarray]] = {
+        name: functools.partial(tensors.__getitem__, name) for name in tensors
+    }
+    for start, parts in found.items():
+        numbers = list(range(max(len(names) for names in parts.values())))
+        if any(sorted(parts.get(part, ())) != numbers for part in ("gate", "up", "down")):
+            continue
+        for whole, wanted in TOGETHER.items():
+            names = [[parts[part][number] for part in wanted] for number in numbers]
+            readers[f"{start}.{whole}"] = functools.partial(_stacked, tensors, names)
+        for names_of in parts.values():
+            for name in names_of.values():
+                del readers[name]
+    return Tensors(readers, tensors.place)
+
+
+def _stacked(tensors: Tensors, names: Sequence[Sequence[str]]) -> np.ndarray:
+    return np.stack([np.concatenate([tensors[name] for name in of_one]) for of_one in names])
