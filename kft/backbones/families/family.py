@@ -44,6 +44,7 @@ class Family:
         head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
         modality: what the whole of it reads.
+        resized: whether its images may have another size than those of its makers, as its argument `image_size` says.
         read: gives tensors as `places` knows them, where they are published in another form.
     """
 
@@ -55,6 +56,7 @@ class Family:
     head: Head | Callable[[Mapping[str, Any]], Head | None] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
     modality: Modality = "text"
+    resized: bool = False
     read: Callable[[Tensors], Tensors] = lambda tensors: tensors
 
     @property
@@ -92,6 +94,8 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         arguments = family.arguments(folder.config)
     except KeyError as error:
         raise ModelError(f"'{folder.path / 'config.json'}' lacks {error}. Get the file again.") from None
+    if config.dropout and not arguments.keys() & RATES:
+        raise ModelError(f"model.dropout: {folder.config['model_type']} has none. Leave it out.")
     if config.dropout is not None:
         arguments |= dict.fromkeys(arguments.keys() & RATES, config.dropout)
     if family.drawn and config.attention_dropout is not None:
@@ -100,7 +104,7 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
                 f"model.attention_dropout: {folder.config['model_type']} has none of its own. Leave it out."
             )
         arguments["attention_dropout"] = config.attention_dropout
-    if config.image_size is not None and "image_size" in arguments:
+    if config.image_size is not None and family.resized:
         arguments["image_size"] = config.image_size
     try:
         with initial.undrawn() if config.pretrained else contextlib.nullcontext():

@@ -15,7 +15,6 @@ from kft.backbones.families import drawn, towers
 from kft.backbones.families.family import Family, norm
 from kft.backbones.families.towers import Tower
 from kft.backbones.places import Place
-from kft.errors import ModelError
 
 COMMON = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "attention_dropout": 0.0, "num_hidden_layers": 12}
 TEXT = {
@@ -72,7 +71,7 @@ def _text_inputs() -> tuple[Any, Any]:
     return ids, mask
 
 
-def text_tower(tower: Tower, vocabulary_size: int, positions: int) -> Any:
+def text_tower(tower: Tower, vocabulary_size: int, positions: int, attention_dropout: float = 0.0) -> Any:
     """Builds the part that reads texts.
 
     Returns:
@@ -80,11 +79,11 @@ def text_tower(tower: Tower, vocabulary_size: int, positions: int) -> Any:
         shape (batch, tokens, width).
     """
     ids, mask = _text_inputs()
-    states = _texts(ids, mask, tower, vocabulary_size, positions)
+    states = _texts(ids, mask, tower.dropping(attention_dropout), vocabulary_size, positions)
     return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": states}, name="metaclip_2_text")
 
 
-def image_tower(tower: Tower, image_size: int, channels: int, patch_size: int) -> Any:
+def image_tower(tower: Tower, image_size: int, channels: int, patch_size: int, attention_dropout: float = 0.0) -> Any:
     """Builds the part that reads images.
 
     Returns:
@@ -92,7 +91,7 @@ def image_tower(tower: Tower, image_size: int, channels: int, patch_size: int) -
         (batch, 1 + patches, width), and `pooled_output`, the class token's normalized state, shape (batch, width).
     """
     images = keras.Input((image_size, image_size, channels), name="images")
-    states, pooled = _images(images, tower, patch_size)
+    states, pooled = _images(images, tower.dropping(attention_dropout), patch_size)
     return keras.Model(images, {"sequence_output": states, "pooled_output": pooled}, name="metaclip_2_image")
 
 
@@ -149,7 +148,7 @@ def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `text_tower`; what the file leaves out is as transformers has it."""
     said = {**TEXT, **config}
     return {
-        "tower": Tower.read(config, TEXT),
+        **Tower.arguments(config, TEXT),
         "vocabulary_size": said["vocab_size"],
         "positions": said["max_position_embeddings"],
     }
@@ -161,19 +160,7 @@ def image_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if images or patches are not as wide as high.
     """
-    said = {**IMAGE, **config}
-    size, patch = said["image_size"], said["patch_size"]
-    if not (isinstance(size, int) and isinstance(patch, int)):
-        raise ModelError(
-            f"image_size and patch_size in config.json are {size!r} and {patch!r}; of metaclip_2 kft computes images and "
-            "patches that are as wide as high. Take another model of the family."
-        )
-    return {
-        "tower": Tower.read(config, IMAGE),
-        "image_size": size,
-        "channels": said["num_channels"],
-        "patch_size": patch,
-    }
+    return {**Tower.arguments(config, IMAGE), **towers.square({**IMAGE, **config}, "metaclip_2")}
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +168,8 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     text, image = (config.get(name) or {} for name in ("text_config", "vision_config"))
     texts, images = text_arguments(text), image_arguments(image)
     return {
-        "text": texts.pop("tower"),
-        "image": images.pop("tower"),
+        "text": texts.pop("tower").dropping(texts.pop("attention_dropout")),
+        "image": images.pop("tower").dropping(images.pop("attention_dropout")),
         **texts,
         **images,
         "projection_dim": config.get("projection_dim", 512),

@@ -150,4 +150,5 @@ FAMILY = Family(
     heads=("neck.",),
     pooling="mean",
     modality="image",
+    resized=True,
 )

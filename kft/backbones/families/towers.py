@@ -6,7 +6,7 @@ Import after `backend.activate`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -48,8 +48,8 @@ class Tower:
     attention_dropout: float = 0.0
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> Tower:
-        """Returns the measures that a part of `config.json` says; what it leaves out is in `defaults`.
+    def arguments(cls, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns a `tower` and its `attention_dropout` as a part of `config.json` says; what it leaves out is in `defaults`.
 
         Raises:
             ModelError: if the activation is unknown.
@@ -58,15 +58,19 @@ class Tower:
         activation = str(said["hidden_act"])
         if activation not in ACTIVATIONS:
             raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
-        return cls(
+        tower = cls(
             said["num_hidden_layers"],
             said["num_attention_heads"],
             said["hidden_size"],
             said["intermediate_size"],
             activation,
             said["layer_norm_eps"],
-            said["attention_dropout"],
         )
+        return {"tower": tower, "attention_dropout": said["attention_dropout"]}
+
+    def dropping(self, rate: float) -> Tower:
+        """Returns the tower with a rate of dropout on attention's weights."""
+        return replace(self, attention_dropout=rate)
 
     def blocks(self, x: Any, mask: Any = None, start: str = "block") -> Any:
         """Returns what the tower's blocks make of states of shape (batch, tokens, width).
@@ -94,6 +98,21 @@ class Tower:
     def norm(self, name: str) -> Any:
         """Returns a normalization."""
         return keras.layers.LayerNormalization(epsilon=self.epsilon, name=name)
+
+
+def square(said: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Returns `image_size`, `channels` and `patch_size` of a tower for images, as a part of `config.json` says.
+
+    Raises:
+        ModelError: if images or patches are not as wide as high.
+    """
+    size, patch = said["image_size"], said["patch_size"]
+    if not (isinstance(size, int) and isinstance(patch, int)):
+        raise ModelError(
+            f"image_size and patch_size in config.json are {size!r} and {patch!r}; of {kind} kft computes images and patches "
+            "that are as wide as high. Take another model of the family."
+        )
+    return {"image_size": size, "channels": said["num_channels"], "patch_size": patch}
 
 
 def places(model: Any, prefix: str = "", start: str = "block") -> Iterator[Place]:
