@@ -16,27 +16,26 @@ from kft.errors import ModelError
 # Of E2M1, by its lower three bits; the fourth is the sign.
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 SIGNED = np.concatenate([VALUES, -VALUES])
-# The two numbers of each byte, the lower half's first.
-PAIRS = np.stack([SIGNED[np.arange(256) & 15], SIGNED[np.arange(256) >> 4]], axis=-1)
+# The two numbers of each byte.
+LOWER, UPPER = SIGNED[np.arange(256) & 15], SIGNED[np.arange(256) >> 4]
 # Of E8M0, which says a power of two; its largest number is none.
 BIAS, NONE = 127, 255
 BLOCKS, SCALES = "_blocks", "_scales"
 
 
-def decode(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """Returns float32 numbers, in the order in which they are packed.
+def decode(blocks: np.ndarray, scales: np.ndarray, into: np.ndarray) -> None:
+    """Writes a packed kernel, which lies output first, as float32 numbers that lie input first.
 
     Args:
-        blocks: uint8 of shape (..., blocks, bytes), two numbers a byte.
-        scales: uint8 of shape (..., blocks).
-
-    Returns:
-        An array of shape (..., numbers of all blocks).
+        blocks: uint8 of shape (outputs, blocks, bytes); the lower half of a byte is the first of two numbers.
+        scales: uint8 of shape (outputs, blocks).
+        into: where the numbers go, in one piece, of shape (blocks * bytes * 2, outputs).
     """
-    numbers: np.ndarray = PAIRS[blocks].reshape(*blocks.shape[:-1], -1)
-    numbers *= np.ldexp(np.float32(1), scales.astype(np.int32) - BIAS)[..., None]
-    found: np.ndarray = numbers.reshape(*blocks.shape[:-2], -1)
-    return found
+    outputs, count, size = blocks.shape
+    turned = np.ascontiguousarray(blocks.transpose(1, 2, 0))  # which is an eighth of what the numbers would be
+    numbers = into.reshape(count, size, 2, outputs)
+    numbers[:, :, 0], numbers[:, :, 1] = LOWER[turned], UPPER[turned]
+    numbers *= np.ldexp(np.float32(1), scales.T.astype(np.int32) - BIAS)[:, None, None]
 
 
 def decoded(tensors: Tensors) -> Tensors:
@@ -69,5 +68,5 @@ def _kernels(tensors: Tensors, name: str) -> np.ndarray:
     experts, outputs, count, size = blocks.shape
     found = buffers.untouched((experts, count * size * 2, outputs))
     for number in range(experts):
-        found[number] = decode(blocks[number], scales[number]).T
+        decode(blocks[number], scales[number], found[number])
     return found
