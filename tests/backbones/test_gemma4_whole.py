@@ -33,7 +33,7 @@ TEXT: dict[str, Any] = {
 }
 VISION = {
     "hidden_size": 16,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 8,
