@@ -196,8 +196,44 @@ OTHERS = (
         "Apache-2.0",
         "a billion pairs of sentences, on a distilled BERT; its vectors are means over tokens",
     ),
+    _hf(
+        "facebook/bart-base", "bart", 139.4, 558, "text with noise", "en", "Apache-2.0", "160 GB of text, as RoBERTa's"
+    ),
+    _hf(
+        "facebook/bart-large-mnli",
+        "bart",
+        407.3,
+        1630,
+        "text with noise",
+        "en",
+        "MIT",
+        "BART, then fine-tuned on MultiNLI; its head is kept",
+    ),
+    _hf(
+        "google-t5/t5-small", "t5", 60.5, 242, "text to text", "en, de, fr, ro", "Apache-2.0", "C4; its encoder is read"
+    ),
     _hf("openai-community/gpt2", "gpt2", 124.4, 548, CAUSAL, "en", "MIT", "WebText, 40 GB"),
     _hf("HuggingFaceTB/SmolLM2-135M", "llama", 134.5, 269, CAUSAL, "en", "Apache-2.0", "2,000 billion tokens"),
+    _hf(
+        "google/gemma-3-1b-pt",
+        "gemma3_text",
+        999.9,
+        2000,
+        CAUSAL,
+        "140 languages",
+        "Gemma terms",
+        "2,000 billion tokens",
+    ),
+    _hf(
+        "openai/gpt-oss-20b",
+        "gpt_oss",
+        20_900,
+        13_800,
+        CAUSAL,
+        "en",
+        "Apache-2.0",
+        "32 experts, of which a token has 4, published in MXFP4: some 84 GB in float32",
+    ),
     _hf("google/vit-base-patch16-224-in21k", "vit", 86.4, 346, SUPERVISED, "", "Apache-2.0", "ImageNet-21k"),
     _hf("timm/resnet50.a1_in1k", "resnet", 25.6, 102, SUPERVISED, "", "Apache-2.0", CLASSES),
     _hf(
