@@ -1,4 +1,4 @@
-"""Gemma 3n's part for texts: each field counts, it is read out of the whole, and its upper blocks are trained."""
+"""Gemma 3n's part for texts: each field counts, it is read out of the whole, and it is trained."""
 
 from __future__ import annotations
 
@@ -151,42 +151,29 @@ def test_the_part_for_texts_is_read_out_of_the_whole(published: Published, same:
         kft.load_backbone(str(place))
 
 
-def with_head(place: Path, task: str, kind: Any, trained: str) -> tuple[Any, Any]:
-    import keras
-
+def with_head(backbone: Any, task: str, kind: Any) -> Any:
     from kft.tasks import TASKS, heads
     from kft.tasks.targets import Target
+
+    return heads.build(TASKS.load(task), backbone, Target(kind, ("bad", "good")))
+
+
+def test_upper_blocks_can_be_trained_alone(published: Published) -> None:
     from kft.tuning import trainable
 
-    backbone = kft.load_backbone(str(place))
-    model = heads.build(TASKS.load(task), backbone, Target(kind, ("bad", "good")))
-    trainable.apply(model, backbone, trained)
-    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return backbone, model
-
-
-def test_upper_blocks_are_trained_with_a_head_and_saved(published: Published, tmp_path: Path) -> None:
-    import keras
-
     place, _ = published(**FEW)
-    backbone, model = with_head(place, "text_classification", "labels", "top:1")
+    backbone = kft.load_backbone(str(place))
     assert backbone.embeddings == SIZES["vocab_size"]
+    model = with_head(backbone, "token_classification", "tags")
+    assert model({"token_ids": IDS, "padding_mask": MASK}, training=False).shape == (2, 7, 2)
+    trainable.apply(model, backbone, "top:1")
     trained = {layer.name for layer in backbone.model.layers if layer.trainable_variables}
     own = {layer.name for layer in backbone.model.layers if layer.weights and layer.name.startswith("block_1")}
     assert trained == own | {"stream_1_out", "final_layer_norm"}
-    inputs, longer = {"token_ids": IDS, "padding_mask": MASK}, {"token_ids": IDS + (1 - MASK), "padding_mask": MASK}
-    before = np.asarray(model.predict_on_batch(inputs))
-    np.testing.assert_allclose(np.asarray(model.predict_on_batch(longer)), before, atol=1e-5)
-    model.train_on_batch(inputs, np.asarray([0, 1]))
-    after = np.asarray(model.predict_on_batch(inputs))
-    assert np.isfinite(after).all() and np.abs(after - before).max() > 1e-4
-    backbone.model.save(tmp_path / "model.keras")
-    again = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_allclose(found(again), found(backbone.model), atol=1e-6)
 
 
-def test_tags_are_trained_where_embeddings_are_zeros(published: Published) -> None:
-    """As those of padding are in files of transformers' own making: no part of them has a size to divide by."""
+def test_it_is_trained_and_saved(published: Published, tmp_path: Path) -> None:
+    """Embeddings of padding are zeros in files of transformers' own making: they have no size to divide by."""
     import keras
 
     place, _ = published(**FEW)
@@ -195,10 +182,18 @@ def test_tags_are_trained_where_embeddings_are_zeros(published: Published) -> No
     for name in ("model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"):
         weights[name][0] = 0.0
     save_file(weights, file)
-    _, model = with_head(place, "token_classification", "tags", "all")
-    inputs = {"token_ids": np.zeros_like(IDS), "padding_mask": np.ones_like(IDS)}
-    model.train_on_batch(inputs, np.ones(IDS.shape, np.int32))
+    backbone = kft.load_backbone(str(place))
+    model = with_head(backbone, "text_classification", "labels")
+    model.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    inputs, longer = {"token_ids": IDS, "padding_mask": MASK}, {"token_ids": IDS + (1 - MASK), "padding_mask": MASK}
+    before = np.asarray(model.predict_on_batch(inputs))
+    np.testing.assert_allclose(np.asarray(model.predict_on_batch(longer)), before, atol=1e-5)
+    model.train_on_batch(inputs, np.asarray([0, 1]))
+    assert np.abs(np.asarray(model.predict_on_batch(inputs)) - before).max() > 1e-4
     assert all(np.isfinite(keras.ops.convert_to_numpy(weight)).all() for weight in model.weights)
+    backbone.model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(found(again), found(backbone.model), atol=1e-6)
 
 
 @pytest.mark.parametrize(
