@@ -76,7 +76,7 @@ def _of_hugging_face(folder: ModelFolder, config: Model) -> Backbone:
         model, head = hugging_face.load(folder, config, family)
         tokenizer, below = _tokenizer(config, folder.path), family.head.below
         return Backbone(model, "text", _pooling(model, folder), tokenizer, None, head, below, origin)
-    if folder.format == "hugging_face" and (table := families.family_for(str(folder.config.get("model_type")))):
+    if folder.format == "hugging_face" and (table := families.family_for(folder.config)):
         model, head = of_table(folder, config, table)
         if not table.drawn:
             keras_hub.part_attention_dropout(model, config)

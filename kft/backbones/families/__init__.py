@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kft.backbones.families.family import Family
 
 # model_type in config.json, and the module that knows it.
 MODULES = {
+    "deberta": "disentangled",
     "deberta-v2": "deberta",
     "esm": "esm",
     "falcon": "falcon",
@@ -31,9 +33,13 @@ MODULES = {
 AUDIO = ("whisper",)
 
 
-def family_for(model_type: str) -> Family | None:
-    """Returns how a family is published, or None where kft has no table of it. Call after `backend.activate`."""
-    if model_type not in MODULES:
+def family_for(config: Mapping[str, Any]) -> Family | None:
+    """Returns how the family of a `config.json` is published, or None where kft has no table of it.
+
+    Call after `backend.activate`.
+    """
+    module = MODULES.get(str(config.get("model_type")))
+    if module is None:
         return None
-    found: Family = importlib.import_module(f"kft.backbones.families.{MODULES[model_type]}").FAMILY
-    return found
+    found: Family = importlib.import_module(f"kft.backbones.families.{module}").FAMILY
+    return found.instead(config) or found

@@ -10,9 +10,9 @@ from typing import Any
 from kft.backbones import filling, initial
 from kft.backbones.backbone import Modality, PublishedHead
 from kft.backbones.folders import ModelFolder
-from kft.backbones.hugging_face import Head, head_of
+from kft.backbones.hugging_face import ACTIVATIONS, Head, head_of
 from kft.backbones.places import Place
-from kft.errors import ModelError
+from kft.errors import ModelError, unknown
 from kft.recipe import Model
 
 # What families call the rates that `model.dropout` sets.
@@ -32,6 +32,7 @@ class Family:
         head: that for a whole text, or what reads it off `config.json`, or None where published heads are not read.
         pooling: which part of a text its makers read off, or what reads that off `config.json`.
         modality: what the whole of it reads.
+        instead: reads off `config.json` the table of a variant that KerasHub's class cannot compute; None where it can.
     """
 
     backbone: str | Callable[..., Any]
@@ -42,6 +43,7 @@ class Family:
     head: Head | Callable[[Mapping[str, Any]], Head] | None = None
     pooling: str | Callable[[Mapping[str, Any]], str] = "first"
     modality: Modality = "text"
+    instead: Callable[[Mapping[str, Any]], Family | None] = lambda config: None
 
     @property
     def drawn(self) -> bool:
@@ -112,6 +114,18 @@ def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = No
             f"{field} in config.json is {found!r}; of {config.get('model_type')} kft computes only {wanted!r}. "
             "Take another model of the family."
         )
+
+
+def activation(config: Mapping[str, Any], field: str, default: str = "gelu") -> str:
+    """Returns the activation that a field names, by Keras' name or KerasHub's `gelu_approximate`.
+
+    Raises:
+        ModelError: if it is unknown.
+    """
+    name = str(config.get(field, default))
+    if name not in ACTIVATIONS:
+        raise ModelError(unknown(f"{field} in config.json", name, ACTIVATIONS))
+    return ACTIVATIONS[name]
 
 
 def dense(layer: Any, name: str, inputs: int = 1, *, bias: bool = True) -> Iterator[Place]:
