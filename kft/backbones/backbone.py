@@ -78,14 +78,14 @@ class PublishedHead:
     """A head that was published together with a backbone.
 
     Attributes:
-        reads: what it stands on: pooled, first, mean or tokens; image, for the mean of an image's features or a vision
+        reads: what it stands on: pooled, first, mean, last or tokens; image, for the mean of an image's features or a vision
             transformer's class token; any, for layers that were published below a head for masked tokens, and go below any
             other.
         labels: the names of its outputs, LABEL_0 and so on where nobody named them; none if its last layer is not read.
         weights: by the layer's name, in Keras' order: `logits`, and `head_dense` and `head_norm` below it where it has them.
     """
 
-    reads: Literal["pooled", "first", "mean", "tokens", "image", "any"]
+    reads: Literal["pooled", "first", "mean", "last", "tokens", "image", "any"]
     labels: tuple[str, ...]
     weights: dict[str, tuple[np.ndarray, ...]]
 

@@ -95,12 +95,14 @@ class Head:
         dense: that of a dense layer below it; empty where the head reads the pooler.
         norm: that of a normalization between both; empty where there is none.
         below: what these two are.
+        bias: whether the last layer has one.
     """
 
     logits: str = "classifier"
     dense: str = ""
     norm: str = ""
     below: Below = field(default_factory=Below)
+    bias: bool = True
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ def head_of(config: Mapping[str, Any], head: Head, reads: Any, tensors: Tensors)
     kind: Any = next((kind for kind, end in KINDS.items() if architecture.endswith(end)), "")
     below = {"head_dense": head.dense, "head_norm": head.norm} if kind == "sequence" or head.below.everywhere else {}
     layers = {"logits": {"sequence": head.logits, "tokens": "classifier"}.get(kind, ""), **below}
-    biased = {"logits": True, "head_dense": head.below.bias, "head_norm": head.below.offset}
+    biased = {"logits": head.bias or kind == "tokens", "head_dense": head.below.bias, "head_norm": head.below.offset}
     names = {
         layer: [f"{name}.weight", *([f"{name}.bias"] if biased[layer] else [])]
         for layer, name in layers.items()
@@ -299,7 +301,7 @@ def head_of(config: Mapping[str, Any], head: Head, reads: Any, tensors: Tensors)
         layer: tuple(np.asarray(tensors[part], np.float32).T for part in parts) for layer, parts in names.items()
     }
     named = config.get("id2label") or {}
-    outputs = len(weights["logits"][1]) if "logits" in weights else 0
+    outputs = weights["logits"][0].shape[1] if "logits" in weights else 0
     labels = tuple(str(named.get(str(number), named.get(number, f"LABEL_{number}"))) for number in range(outputs))
     return PublishedHead(reads if kind == "sequence" else kind, labels, weights)
 

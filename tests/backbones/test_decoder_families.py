@@ -31,6 +31,7 @@ OPT = {**SIZES, "model_type": "opt", "ffn_dim": 24}
 BLOOM = {**SIZES, "model_type": "bloom", "n_layer": 2, "n_head": 2}
 NEOX = {**SIZES, "model_type": "gpt_neox", "hidden_act": "gelu_new"}
 PHI3 = {**SIZES, "model_type": "phi3"}
+FALCON = {**SIZES, "model_type": "falcon"}
 LONG = {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 
 
@@ -59,6 +60,12 @@ def written(place: Path, config: dict[str, Any], vocabulary: Path) -> str:
         ({**PHI3, "head_dim": 4}, "head_dim in config.json is 4"),
         ({**PHI3, "rope_scaling": {"type": "dynamic"}}, "rope_type in config.json is 'dynamic'"),
         ({**PHI3, "rope_scaling": {**LONG, "attention_factor": 1.5}}, "attention_factor of rope_scaling"),
+        ({**FALCON, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type in config.json is 'dynamic'"),
+        ({**FALCON, "new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn in config.json is False"),
+        ({**FALCON, "num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn in config.json is 2"),
+        ({**FALCON, "multi_query": False, "num_kv_heads": 1}, "num_kv_heads in config.json is 1"),
+        ({**FALCON, "new_decoder_architecture": True, "num_kv_heads": 3}, "num_kv_heads in config.json is 3"),
+        ({**FALCON, "activation": "gelu10"}, "Unknown activation in config.json 'gelu10'"),
     ],
 )
 def test_what_kerashub_computes_otherwise_is_refused(
@@ -111,7 +118,7 @@ def place_of(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-@pytest.mark.parametrize("config", [OPT, BLOOM, NEOX, PHI3], ids=lambda config: config["model_type"])
+@pytest.mark.parametrize("config", [OPT, BLOOM, NEOX, PHI3, FALCON], ids=lambda config: config["model_type"])
 def test_a_decoder_is_read_off_its_last_token_and_trained(
     config: dict[str, Any], backend: str, vocabulary: Path, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from kft.backbones.backbone import Below
 from kft.backbones.families import drawn
 from kft.backbones.families.bloom import of_each_head
-from kft.backbones.families.family import Family, activation, dense, norm, refuse
+from kft.backbones.families.family import Family, activation_of, dense, norm, refuse
 from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place
 from kft.errors import ModelError
@@ -183,7 +183,8 @@ def rows_of_distances(buckets: int, farthest: int) -> np.ndarray:
             break
         reach *= 2
     both = np.concatenate([-ahead[::-1], [0], ahead])
-    return np.clip(both + buckets, 0, 2 * buckets - 1).astype("int32")
+    found: np.ndarray = np.clip(both + buckets, 0, 2 * buckets - 1).astype("int32")
+    return found
 
 
 def _beside(
@@ -246,12 +247,12 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "key_biased": not first,
         "normalized": not first and "layer_norm" in _split(config.get("norm_rel_ebd", "none")),
         "convolution": 0 if first else _convolution(config),
-        "convolution_activation": activation(config, "conv_act", "tanh"),
+        "convolution_activation": activation_of(config, "conv_act", "tanh"),
         "num_positions": positions if config.get("position_biased_input", True) else 0,
         "num_segments": config.get("type_vocab_size", 0),
         "dropout": config.get("hidden_dropout_prob", 0.1),
         "attention_dropout": config.get("attention_probs_dropout_prob", 0.1),
-        "activation": activation(config, "hidden_act"),
+        "activation": activation_of(config, "hidden_act"),
         "layer_norm_epsilon": config.get("layer_norm_eps", 1e-7),
     }
 
@@ -288,7 +289,9 @@ def _buckets(config: Mapping[str, Any], farthest: int) -> int:
 def _convolution(config: Mapping[str, Any]) -> int:
     found: int = config.get("conv_kernel_size", 0)
     if found > 0 and found % 2 == 0:
-        raise ModelError(f"conv_kernel_size in config.json is {found}; a token has as many on either side: take an odd one.")
+        raise ModelError(
+            f"conv_kernel_size in config.json is {found}; a token has as many on either side: take an odd one."
+        )
     return max(found, 0)
 
 
@@ -349,7 +352,7 @@ def _by_head(bias: np.ndarray, heads: int) -> np.ndarray:
 
 def head(config: Mapping[str, Any]) -> Head:
     """Returns its makers' head: a pooler on the first token, and the last layer."""
-    return Head(dense="pooler.dense", below=Below(activation(config, "pooler_hidden_act")))
+    return Head(dense="pooler.dense", below=Below(activation_of(config, "pooler_hidden_act")))
 
 
 FAMILY = Family(

@@ -116,7 +116,7 @@ def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = No
         )
 
 
-def activation(config: Mapping[str, Any], field: str, default: str = "gelu") -> str:
+def activation_of(config: Mapping[str, Any], field: str, default: str = "gelu") -> str:
     """Returns the activation that a field names, by Keras' name or KerasHub's `gelu_approximate`.
 
     Raises:
