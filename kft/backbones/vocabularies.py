@@ -18,7 +18,7 @@ WORD_PIECE = (
     *("Bert", "ConvBert", "DPR", "DPRContextEncoder", "DPRQuestionEncoder", "DPRReader", "DistilBert", "Electra"),
     *("LayoutLM", "Lxmert", "MPNet", "MobileBert", "Realm", "RetriBert", "RoFormer", "SqueezeBert"),
 )
-BYTE_PAIR = ("Bart", "CodeGen", "GPT2", "GPTNeoX", "LED", "Longformer", "Mvp", "Roberta")
+BYTE_PAIR = ("Bart", "CodeGen", "Deberta", "GPT2", "GPTNeoX", "LED", "Longformer", "Mvp", "Roberta")
 ANY = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend")
 UNNAMED = {
     **{"clip": "CLIP", "ctrl": "CTRL", "deberta": "Deberta", "esm": "Esm", "flaubert": "Flaubert", "xlm": "XLM"},
@@ -130,14 +130,22 @@ def byte_pair(
     settings: Mapping[str, Any],
     added: Mapping[int, tokenizers.AddedToken] | None = None,
 ) -> tokenizers.Tokenizer:
-    """The tokenizers of GPT-2 and, with special tokens around a text, of RoBERTa, BART and OPT."""
-    name = named(settings)
+    """The tokenizers of GPT-2 and, with special tokens around a text, of RoBERTa, BART, OPT and DeBERTa's first kind.
+
+    Between two texts DeBERTa has one `[SEP]`, as its makers and transformers 4 do; transformers 5 reads these files with two.
+    """
+    name = named(settings) or UNNAMED.get(str(settings.get("model_type")), "")
     inner = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocabulary), str(merges)))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=bool(settings.get("add_prefix_space")))
     inner.decoder = tokenizers.decoders.ByteLevel()
     if settings.get("model_type") == "gpt_neox" or name == "GPTNeoX":
         inner.normalizer = normalizers.NFC()
     inner.add_tokens(list((added or {}).values()))
+    if name == "Deberta":
+        _demand(inner, vocabulary, ("[CLS]", "[SEP]", "[PAD]", "[UNK]"))
+        _spell_out(inner, ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"))
+        surround(inner, *sentence_piece.BERT)
+        return inner
     opt, special = settings.get("model_type") == "opt", [content(settings.get(token)) for token in NAMED]
     bare = opt or name in ("GPT2", "CodeGen", "GPTNeoX") or settings.get("add_bos_token")
     if bare or inner.token_to_id("<s>") is None or inner.token_to_id("</s>") is None:

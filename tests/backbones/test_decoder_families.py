@@ -35,6 +35,7 @@ NEOX_EXACT = {**NEOX, "hidden_act": "gelu"}
 PHI3_NEAR = {**PHI3, "sliding_window": 4}
 LLAMA_YARN = {**SIZES, "model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 4.0}}
 OSS = {**SIZES, "model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 1}
+FALCON = {**SIZES, "model_type": "falcon"}
 LONG = {"type": "su", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
 
 
@@ -64,6 +65,12 @@ def written(place: Path, config: dict[str, Any], vocabulary: Path) -> str:
         ({**OSS, "rope_scaling": {"rope_type": "dynamic"}}, "rope_type in config.json is 'dynamic'; of gpt_oss kft"),
         ({**OSS, "layer_types": ["full_attention"]}, "layer_types in config.json has 1 entries, of 2 blocks"),
         ({**OSS, "quantization_config": {"quant_method": "bitsandbytes"}}, "quant_method in config.json is 'bitsand"),
+        ({**FALCON, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type in config.json is 'dynamic'"),
+        ({**FALCON, "new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn in config.json is False"),
+        ({**FALCON, "num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn in config.json is 2"),
+        ({**FALCON, "multi_query": False, "num_kv_heads": 1}, "num_kv_heads in config.json is 1"),
+        ({**FALCON, "new_decoder_architecture": True, "num_kv_heads": 3}, "num_kv_heads in config.json is 3"),
+        ({**FALCON, "activation": "gelu10"}, "Unknown activation in config.json 'gelu10'"),
     ],
 )
 def test_what_kerashub_computes_otherwise_is_refused(
@@ -117,7 +124,9 @@ def place_of(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "config", [OPT, BLOOM, NEOX, NEOX_EXACT, PHI3, PHI3_NEAR, LLAMA_YARN, OSS], ids=lambda config: config["model_type"]
+    "config",
+    [OPT, BLOOM, NEOX, NEOX_EXACT, PHI3, PHI3_NEAR, LLAMA_YARN, OSS, FALCON],
+    ids=lambda config: config["model_type"],
 )
 def test_a_decoder_is_read_off_its_last_token_and_trained(
     config: dict[str, Any], backend: str, vocabulary: Path, tmp_path: Path

@@ -372,6 +372,19 @@ def test_what_a_sentencepiece_model_replaces_is_replaced_for_deberta(tmp_path: P
     assert not differing(tokenizer_files.load(tmp_path).tokenize(texts), truth.encode(texts), texts)
 
 
+@pytest.mark.parametrize("config", [{"model_type": "deberta"}, {"tokenizer_class": "DebertaTokenizer"}])
+def test_debertas_first_tokenizer_has_one_separator_between_texts(tmp_path: Path, config: dict[str, str]) -> None:
+    """As its makers trained it, and transformers 4 reads its files; transformers 5 puts two there."""
+    byte_pair("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf8")
+    truth, ours = transformers.DebertaTokenizer.from_pretrained(tmp_path), tokenizer_files.load(tmp_path)
+    assert not differing(ours.tokenize(HARD), truth(HARD, add_special_tokens=False)["input_ids"], HARD)
+    assert not differing(texts_of(pack(ours, [HARD], 2000)[0]), truth(HARD)["input_ids"], HARD)
+    assert (ours.pad_id, ours.unknown_id) == (truth.pad_token_id, truth.unk_token_id)
+    pairs = [[0, *first, 2, *second, 2] for first, second in zip(*map(ours.tokenize, (HARD, SECOND)), strict=True)]
+    assert not differing(texts_of(pack(ours, [HARD, SECOND], 2000)[0]), pairs, HARD)
+
+
 def test_added_tokens_keep_their_ids(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made("bert", "files")[0], tmp_path / "bert")
     count = len((tmp_path / "bert" / "vocab.txt").read_text(encoding="utf8").splitlines())
@@ -468,7 +481,7 @@ def test_a_class_that_reads_such_files_otherwise_is_refused(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("files", "family"), [(ROBERTA, "ctrl"), (ROBERTA, "deberta"), (BERT, "splinter")])
+@pytest.mark.parametrize(("files", "family"), [(ROBERTA, "ctrl"), (ROBERTA, "clip"), (BERT, "splinter")])
 def test_the_type_of_a_model_tells_too_which_class_reads_its_files(
     tmp_path: Path, files: Callable[[Path], Any], family: str
 ) -> None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # model_type in config.json, or what `parts` calls a part of one, and the module that knows it.
 MODULES = {
     "bart": "bart",
+    "deberta": "disentangled",
     "deberta-v2": "deberta",
     "esm": "esm",
     "falcon": "falcon",

@@ -1,51 +1,46 @@
-"""DeBERTa-v3 (He et al. 2021, https://arxiv.org/abs/2111.09543), published as `deberta-v2`. Import after `backend.activate`."""
+"""DeBERTa-v3 (He et al. 2021, https://arxiv.org/abs/2111.09543), published as `deberta-v2`. Import after `backend.activate`.
+
+Models of DeBERTa-v2's own kind, which have the same name, are drawn in `disentangled`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kft.backbones.backbone import Below
-from kft.backbones.families.family import Family, dense, norm, refuse
-from kft.backbones.hugging_face import Head
+from kft.backbones.families import disentangled
+from kft.backbones.families.family import Family, dense, norm
 from kft.backbones.places import Place
-from kft.errors import ModelError
+
+# What KerasHub's class computes, and what a file means that does not say it.
+COMPUTED: dict[str, tuple[Any, Any]] = {
+    "share_att_key": (True, False),
+    "norm_rel_ebd": ("layer_norm", "none"),
+    "position_biased_input": (False, True),
+    "type_vocab_size": (0, 0),
+    "hidden_act": ("gelu", "gelu"),
+    "conv_kernel_size": (0, 0),
+    "layer_norm_eps": (1e-7, 1e-7),
+}
+
+
+def of(config: Mapping[str, Any]) -> Family:
+    """Returns how a model is read: into KerasHub's class where it computes what `config.json` says, else drawn."""
+    same = all(config.get(field, default) == wanted for field, (wanted, default) in COMPUTED.items())
+    both = disentangled.ways(config) == sorted((disentangled.THERE, disentangled.BACK))
+    width = config.get("hidden_size")
+    as_wide = config.get("embedding_size", width) == width
+    return FAMILY if same and both and as_wide and config.get("position_buckets", -1) >= 1 else disentangled.FAMILY
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of KerasHub's class.
-
-    Raises:
-        ModelError: if the model is of DeBERTa-v2's own kind, with a convolution or keys apart for positions.
-    """
-    refuse(config, "relative_attention", True, False)
-    refuse(config, "share_att_key", True, False)
-    refuse(config, "norm_rel_ebd", "layer_norm", "none")
-    refuse(config, "position_biased_input", False, True)
-    refuse(config, "type_vocab_size", 0, 0)
-    refuse(config, "hidden_act", "gelu", "gelu")
-    kinds = config.get("pos_att_type") or []
-    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
-    if sorted(kinds) != ["c2p", "p2c"] or config.get("conv_kernel_size", 0):
-        raise ModelError(
-            f"pos_att_type in config.json is {kinds}, conv_kernel_size {config.get('conv_kernel_size', 0)}; KerasHub computes "
-            "DeBERTa-v3: c2p and p2c, and no convolution. Take a deberta-v3 model."
-        )
-    if abs(config.get("layer_norm_eps", 1e-7) - 1e-7) > 1e-9 or config.get("position_buckets", -1) < 1:
-        raise ModelError(
-            f"layer_norm_eps in config.json is {config.get('layer_norm_eps')}, position_buckets "
-            f"{config.get('position_buckets', -1)}; KerasHub's DeBERTa-v3 has 1e-7, and at least one bucket."
-        )
-    reach = config.get("max_relative_positions", -1)
-    return {
-        "vocabulary_size": config["vocab_size"],
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": config["num_attention_heads"],
-        "hidden_dim": config["hidden_size"],
-        "intermediate_dim": config["intermediate_size"],
-        "dropout": config.get("hidden_dropout_prob", 0.1),
-        "max_sequence_length": reach if reach >= 1 else config["max_position_embeddings"],
-        "bucket_size": config["position_buckets"],
+    """Returns the arguments of KerasHub's class."""
+    found = disentangled.arguments(config)
+    names = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "dropout")
+    return {name: found[name] for name in names} | {
+        "max_sequence_length": found["farthest"],
+        "bucket_size": found["buckets"],
     }
 
 
@@ -67,12 +62,9 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         yield from norm(block._feedforward_layer_norm, f"{start}.output.LayerNorm")
 
 
-FAMILY = Family(
+FAMILY = dataclasses.replace(
+    disentangled.FAMILY,
     backbone="DebertaV3Backbone",
     arguments=arguments,
     places=places,
-    prefix="deberta.",
-    heads=("pooler.", "classifier.", "qa_outputs.", "cls.", "lm_predictions.", "mask_predictions."),
-    # The pooler that its makers' classification reads: a dense layer with GELU on the first token.
-    head=Head(dense="pooler.dense", below=Below("gelu")),
 )

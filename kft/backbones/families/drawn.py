@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -20,6 +20,8 @@ def attention(
     inner: int | None = None,
     scale: float | None = None,
     biased: bool = True,
+    groups: int | None = None,
+    made: Sequence[Any] = (),
     scores: Any = None,
     turn: Callable[[Any], Any] | None = None,
     turned_values: bool = False,
@@ -36,36 +38,53 @@ def attention(
         inner: width of all heads together, where it is another.
         scale: of the scores; one over the root of a head's width where it is left out.
         biased: whether its dense layers have biases.
+        groups: how many keys and values there are, each for as many heads; the heads' axis is parted in two then, groups and
+            the heads of a group, in the mask's shape too. None where each head has its own.
+        made: the dense layers of queries, keys and values, where they are used elsewhere too; see `part`.
         scores: added to the scores before the softmax, or what makes that of queries and keys, or None.
         turn: turns queries and keys by their positions, or None.
         turned_values: whether values are turned as well.
     """
     layers, size = keras.layers, (inner or width) // heads
+    many, few = ("h", "h") if groups is None else ("gr", "g")
+    axes = [heads] if groups is None else [groups, heads // groups]
+    shapes = {"query": axes, "key": axes[: len(few)], "value": axes[: len(few)]}
     query, key, value = (
-        layers.EinsumDense(
-            "btw,whd->bthd",
-            (None, heads, size),
-            bias_axes="hd" if biased else None,
-            kernel_initializer=normal(),
-            name=f"{start}_attention_{part}",
-        )(x)
-        for part, x in zip(("query", "key", "value"), inputs, strict=True)
+        layer(x)
+        for layer, x in zip(
+            made or [part(f"{start}_attention_{name}", (*shape, size), biased) for name, shape in shapes.items()],
+            inputs,
+            strict=True,
+        )
     )
     if turn is not None:
         query, key, value = turn(query), turn(key), turn(value) if turned_values else value
-    found = keras.ops.einsum("bqhd,bkhd->bhqk", query * (size**-0.5 if scale is None else scale), key)
+    scale = size**-0.5 if scale is None else scale
+    found = keras.ops.einsum(f"bq{many}d,bk{few}d->b{many}qk", query * scale, key)
     if scores is not None:
         found = found + (scores(query, key) if callable(scores) else scores)
     weights = layers.Softmax(name=f"{start}_attention_softmax")(found, mask=mask)
     weights = layers.Dropout(rate, name=f"{start}_attention_weights_dropout")(weights)
-    mixed = keras.ops.einsum("bhqk,bkhd->bqhd", weights, value)
+    mixed = keras.ops.einsum(f"b{many}qk,bk{few}d->bq{many}d", weights, value)
     return layers.EinsumDense(
-        "bthd,hdw->btw",
+        f"bt{many}d,{many}dw->btw",
         (None, width),
         bias_axes="w" if biased else None,
         kernel_initializer=normal(),
         name=f"{start}_attention_output",
     )(mixed)
+
+
+def part(name: str, shape: Sequence[int], biased: bool = True) -> Any:
+    """Returns the dense layer of attention's queries, keys or values; a shape is (heads, size) or (groups, heads, size)."""
+    axes = "grd" if len(shape) == 3 else "hd"
+    return keras.layers.EinsumDense(
+        f"btw,w{axes}->bt{axes}",
+        (None, *shape),
+        bias_axes=axes if biased else None,
+        kernel_initializer=normal(),
+        name=name,
+    )
 
 
 # Half of the buckets are for tokens that follow. A bucket begins at each of these distances: one for each up to 8, then
@@ -101,6 +120,11 @@ def joined(x: Any, more: Any, start: str, rate: float, epsilon: float) -> Any:
 def places_of(ids: Any) -> Any:
     """Returns the tokens' places, from 0, shape (1, tokens)."""
     return keras.ops.cumsum(keras.ops.ones_like(ids[:1, :]), axis=1) - 1
+
+
+def function(activation: str) -> Any:
+    """Returns what a layer takes for an activation: Keras' name, or KerasHub's function of that name."""
+    return keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
 
 
 def normal() -> Any:

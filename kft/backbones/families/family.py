@@ -10,10 +10,10 @@ from typing import Any
 from kft.backbones import filling, initial
 from kft.backbones.backbone import Modality, PublishedHead
 from kft.backbones.folders import ModelFolder
-from kft.backbones.hugging_face import Head, head_of
+from kft.backbones.hugging_face import ACTIVATIONS, Head, head_of
 from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors
-from kft.errors import ModelError
+from kft.errors import ModelError, unknown
 from kft.recipe import Model
 
 # What families call the rates that `model.dropout` sets.
@@ -142,6 +142,18 @@ def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = No
             f"{field} in config.json is {found!r}; of {config.get('model_type')} kft computes only {wanted!r}. "
             "Take another model of the family."
         )
+
+
+def activation_of(config: Mapping[str, Any], field: str, default: str = "gelu") -> str:
+    """Returns the activation that a field names, by Keras' name or KerasHub's `gelu_approximate`.
+
+    Raises:
+        ModelError: if it is unknown.
+    """
+    name = str(config.get(field, default))
+    if name not in ACTIVATIONS:
+        raise ModelError(unknown(f"{field} in config.json", name, ACTIVATIONS))
+    return ACTIVATIONS[name]
 
 
 def dense(layer: Any, name: str, inputs: int = 1, *, bias: bool = True) -> Iterator[Place]:

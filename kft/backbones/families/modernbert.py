@@ -14,11 +14,11 @@ import keras_hub
 
 from kft.backbones.backbone import Below
 from kft.backbones.families import drawn
-from kft.backbones.families.family import Family
+from kft.backbones.families.family import Family, activation_of
 from kft.backbones.families.phi3 import rows
-from kft.backbones.hugging_face import ACTIVATIONS, Head, published_name
+from kft.backbones.hugging_face import Head, published_name
 from kft.backbones.places import Place
-from kft.errors import ModelError, unknown
+from kft.errors import ModelError
 
 FULL, NEAR = "full_attention", "sliding_attention"
 WAVELENGTHS = {FULL: ("global_rope_theta", 160_000.0), NEAR: ("local_rope_theta", 10_000.0)}
@@ -72,7 +72,7 @@ def modernbert(
     near = keras.ops.abs(places[:, None, :] - places[:, :, None]) <= window
     seen = mask[:, None, None, :] > 0
     masks = {FULL: seen, NEAR: keras.ops.logical_and(seen, near[:, None, :, :])}
-    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
+    function = drawn.function(activation)
     for number, kind in enumerate(layer_types):
         start = f"block_{number}"
         hidden = norm(x, f"{start}_attention_layer_norm") if number else x
@@ -119,7 +119,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": config.get("mlp_dropout", 0.0),
         "embedding_dropout": config.get("embedding_dropout", 0.0),
         "attention_dropout": config.get("attention_dropout", 0.0),
-        "activation": _activation(config, "hidden_activation"),
+        "activation": activation_of(config, "hidden_activation"),
         "layer_norm_epsilon": config.get("norm_eps", 1e-5),
         "biases": {
             "attention": bool(config.get("attention_bias")),
@@ -127,13 +127,6 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             "norm": bool(config.get("norm_bias")),
         },
     }
-
-
-def _activation(config: Mapping[str, Any], field: str) -> str:
-    name = str(config.get(field, "gelu"))
-    if name not in ACTIVATIONS:
-        raise ModelError(unknown(f"{field} in config.json", name, ACTIVATIONS))
-    return ACTIVATIONS[name]
 
 
 def _wavelength(config: Mapping[str, Any], kind: str) -> float:
@@ -230,7 +223,7 @@ def _pooling(config: Mapping[str, Any]) -> str:
 def _head(config: Mapping[str, Any]) -> Head:
     """The head of pretraining, with a new last layer, on one token or on the mean."""
     below = Below(
-        _activation(config, "classifier_activation"),
+        activation_of(config, "classifier_activation"),
         bias=bool(config.get("classifier_bias")),
         everywhere=True,
         epsilon=config.get("norm_eps", 1e-5),

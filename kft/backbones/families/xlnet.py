@@ -59,7 +59,7 @@ def xlnet(
     layers = keras.layers
     names = ("token_ids", "padding_mask", "segment_ids")
     inputs = {name: keras.Input((None,), dtype="int32", name=name) for name in names}
-    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
+    function = drawn.function(activation)
 
     def made(units: int, x: Any, name: str, act: Any = None) -> Any:
         return layers.Dense(units, activation=act, kernel_initializer=drawn.normal(), name=name)(x)
