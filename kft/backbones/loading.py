@@ -100,8 +100,11 @@ def _images(model: Any, modality: str, folder: ModelFolder, config: Model) -> Im
     """Returns how a model wants its images, or None if it reads none."""
     if modality not in ("image", "image_text"):
         return None
-    tensor = model.input["images"] if isinstance(model.input, dict) else model.input
-    _refuse_size(folder, config, tuple(tensor.shape[-3:-1]))
+    tensor = model.input.get("images") if isinstance(model.input, dict) else model.input
+    if tensor is not None:
+        _refuse_size(folder, config, tuple(tensor.shape[-3:-1]))
+    elif config.image_size:
+        raise ModelError(f"model.image_size: '{folder.handle}' takes patches, of images of any size. Leave it out.")
     return keras_hub.images_of(model, folder, config)
 
 
