@@ -12,7 +12,7 @@ from typing import Any
 
 from kft.backbones.backbone import Backbone
 from kft.backbones.folders import ModelFolder
-from kft.errors import ModelError
+from kft.errors import ModelError, unknown
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Part:
         config: the field of `config.json` that is its own; a dot leads into a field. Empty where it shares the whole one's.
         prefixes: what stands before the names of its weights; the first that is there counts, and all others are no part's.
         cut: takes it out of the whole model, where it has no `kind`.
+        of: which part it is, where `config.json` tells.
         alone: says of `config.json` whether the model has nothing but this part.
     """
 
@@ -31,6 +32,7 @@ class Part:
     config: str = ""
     prefixes: tuple[str, ...] = ()
     cut: Callable[[Any], Any] | None = None
+    of: Callable[[Mapping[str, Any]], Part] | None = None
     alone: Callable[[Mapping[str, Any]], bool] = lambda config: False
 
     def inside(self, folder: ModelFolder) -> ModelFolder:
@@ -67,6 +69,20 @@ def _prompts(model: Any) -> Any:
     return paligemma.texts(model)
 
 
+def _blip_2_text(config: Mapping[str, Any]) -> Part:
+    """Returns what reads texts in a BLIP-2: the queries' blocks in one for retrieval, else its language model.
+
+    Raises:
+        ModelError: if the language model is of another type than the published ones.
+    """
+    if (config.get("qformer_config") or {}).get("use_qformer_text_input"):
+        return Part("blip_2_text", "")
+    kind = (config.get("text_config") or {}).get("model_type", "opt")
+    if kind not in ("opt", "t5"):
+        raise ModelError(unknown("model_type of text_config in config.json", kind, ["opt", "t5"]))
+    return Part(kind, "text_config", ("language_model.model.", "language_model."))
+
+
 TOWER = Part(
     "siglip_vision_model",
     "vision_config",
@@ -74,6 +90,10 @@ TOWER = Part(
 )
 # By model_type of the whole, then by what a recipe asks for.
 PARTS: dict[str, dict[str, Part]] = {
+    "blip-2": {
+        "text": Part(of=_blip_2_text),
+        "image": Part("blip_2_vision_model", "vision_config", ("vision_model.",)),
+    },
     "sam3": {"image": Part("sam3_vision_model", "vision_config", ("vision_encoder.",))},
     "sam3_video": {
         "image": Part("sam3_vision_model", "detector_config.vision_config", ("detector_model.vision_encoder.",))
@@ -113,7 +133,8 @@ def of(folder: ModelFolder, wanted: str) -> Part | None:
     if alone := next((part for part in known.values() if part.alone(folder.config)), None):
         return alone
     if wanted in known:
-        return known[wanted]
+        part = known[wanted]
+        return part.of(folder.config) if part.of else part
     if wanted in ("auto", "whole") or "whole" in known or not known:
         return None
     raise ModelError(

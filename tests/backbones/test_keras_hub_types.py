@@ -342,7 +342,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["blip-2", "sam2"])
+@pytest.mark.parametrize("kind", ["pix2struct", "sam2"])
 def test_other_types_end_in_one_line_that_names_what_is_read(
     kind: str, backend: str, vocabulary: Path, tmp_path: Path
 ) -> None:

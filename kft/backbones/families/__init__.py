@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 MODULES = {
     "bart": "bart",
     "deberta": "disentangled",
+    **dict.fromkeys(("blip-2", "blip_2_text", "blip_2_vision_model"), "blip_2"),
     "deberta-v2": "deberta",
     "esm": "esm",
     "falcon": "falcon",

@@ -13,6 +13,15 @@ from kft.backbones.places import Place
 
 # Rows at the beginning of the table of positions that no token ever has.
 SKIPPED = 2
+# What transformers takes where a file says nothing, as those do in which this is a part of another model.
+DEFAULTS = {
+    "vocab_size": 50272,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "ffn_dim": 3072,
+    "max_position_embeddings": 2048,
+}
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,6 +30,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the model normalizes after attention, as opt-350m does, projects its embeddings, or lacks biases.
     """
+    config = {**DEFAULTS, **config}
     refuse(config, "do_layer_norm_before", True, True)
     refuse(config, "_remove_final_layer_norm", False, False)
     refuse(config, "layer_norm_elementwise_affine", True, True)

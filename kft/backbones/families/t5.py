@@ -19,6 +19,15 @@ from kft.errors import ModelError, unknown
 
 # By feed_forward_proj; a gated one multiplies with a second dense layer.
 ACTIVATIONS = {"relu": ("relu", False), "gated-gelu": ("gelu_approximate", True), "gated-silu": ("silu", True)}
+# What transformers takes where a file says nothing, as those do in which this is a part of another model.
+DEFAULTS = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+}
 
 
 def t5(
@@ -101,6 +110,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the activation is unknown, or distances are counted otherwise than all published models do.
     """
+    config = {**DEFAULTS, **config}
     name = str(config.get("feed_forward_proj", "relu"))
     if name not in ACTIVATIONS:
         raise ModelError(unknown("feed_forward_proj in config.json", name, ACTIVATIONS))
@@ -167,7 +177,7 @@ def arguments_of_whole(config: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: if the encoder is of a kind that kft does not compute, or the decoder has another number of blocks.
     """
     found = arguments(config)
-    refuse(config, "num_decoder_layers", config["num_layers"], config["num_layers"])
+    refuse(config, "num_decoder_layers", found["num_layers"], found["num_layers"])
     return {
         "vocabulary_size": found["vocabulary_size"],
         "num_layers": found["num_layers"],
