@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tracemalloc
 import zipfile
@@ -66,8 +67,8 @@ def published(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[[], tu
                 weight.add_(torch.randn_like(weight) * 0.1)
                 weight.copy_(weight.to(torch.bfloat16))
         place = tmp_path / "published"
-        model.to(torch.bfloat16).save_pretrained(place)
-        model.to(torch.float32)
+        # A copy: its rotary frequencies are halved too, which are no weights and would stay so.
+        copy.deepcopy(model).to(torch.bfloat16).save_pretrained(place)
         shapes = {"gate_up_proj": (2 * INNER, WIDTH), "down_proj": (WIDTH, INNER)}
         tensors = dict(model.state_dict())
         for number, block in enumerate(model.model.layers):
