@@ -16,7 +16,7 @@ pytestmark = pytest.mark.backend
 
 TOKENS, REAL = 300, 271
 # A number of heads that is no power of two, whose slopes are made otherwise.
-SIZES = {"vocab_size": 60, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 12}
+SIZES = {"vocab_size": 60, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 12}
 NEW = {"new_decoder_architecture": True, "num_kv_heads": 3}
 ROPE = {"rope_type": "linear", "rope_theta": 50.0, "factor": 3.0}
 # For each kind the head it is published with, and its fields.
@@ -24,8 +24,10 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rw": ("Model", {"multi_query": False, "parallel_attn": False, "alibi": True, "bias": True}),
     "40b": ("ForCausalLM", {**NEW, "layer_norm_epsilon": 1e-2, "ffn_hidden_size": 40}),
     "new-alibi": ("Model", {**NEW, "alibi": True, "bias": True, "activation": "gelu_new"}),
-    "one-key-apart": ("ForTokenClassification", {"parallel_attn": False, "bias": True, "rope_parameters": ROPE}),
-    "many-keys": ("Model", {"multi_query": False, "activation": "relu"}),
+    "one-key-apart": (
+        "ForTokenClassification",
+        {"parallel_attn": False, "activation": "relu", "bias": True, "rope_parameters": ROPE},
+    ),
 }
 
 
@@ -86,7 +88,7 @@ def test_its_published_head_reads_the_last_real_token_and_a_saved_model_loads_wi
     ids, mask = inputs()
     with torch.no_grad():
         wanted = model(torch.tensor(ids), attention_mask=torch.tensor(mask)).logits.numpy()
-    found = again({"token_ids": ids, "padding_mask": mask}, training=False)
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(found), wanted, atol=1e-4)
+    found = again.predict_on_batch({"token_ids": ids, "padding_mask": mask})
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
     with zipfile.ZipFile(tmp_path / "classifier.keras") as file:
         assert b"kft" not in file.read("config.json")
