@@ -263,8 +263,8 @@ class Run:
 
         Returns:
             For each example `label` and `probabilities` by label, or `value`. Of several labels and of tags, `label` is a
-            list; of tags, `probabilities` is a list too, one a word. Of a question and its context `answer`, `probability`,
-            `start` and `end`.
+            list; of tags, `probabilities` is a list too, one a word. Of a question and its context `answer`, `probability`
+            and, unless it is empty, `start` and `end`.
         """
         return self._records(self._table(examples), progress)
 

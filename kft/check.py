@@ -164,11 +164,8 @@ def _split(recipe: Recipe, task: Task, table: Table, target: Target, tokenizer: 
         numbers = targets_.values(table, recipe.data)
         found["values"] = {"min": float(numbers.min()), "mean": float(numbers.mean()), "max": float(numbers.max())}
     elif target.kind == "spans":
-        golds = spans.read(table, str(recipe.data.target), table.column(task.columns(table, recipe.data)[1]))
-        found["answers"] = {
-            "with": sum(gold.start >= 0 for gold in golds),
-            "without": sum(gold.start < 0 for gold in golds),
-        }
+        without = spans.unanswered(table, recipe.data)
+        found["answers"] = {"with": len(table) - without, "without": without}
     else:
         counts: Counter[str] = targets_.count(table, recipe.data, target.kind)
         found["labels"] = {label: counts[label] for label in target.labels}

@@ -59,7 +59,7 @@ class Model(_Part):
     stride: int | None = Field(
         None,
         ge=0,
-        description="of question answering: tokens that two windows of a long context share; null: a third of sequence_length",
+        description="of question answering: tokens that two windows of a long context share, at most half of one; null: a third of sequence_length",
     )
     pooling: Literal["auto", "first", "pooled", "mean", "last"] = Field(
         "auto", description="which part of the text the head sees: first token, the backbone's pooler, mean, last token"

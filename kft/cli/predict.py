@@ -1,4 +1,4 @@
-"""`kft predict`: labels and probabilities, or values, of new examples."""
+"""`kft predict`: labels and probabilities, values, or answers, of new examples."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def _lines(records: Sequence[Record], names: Sequence[str]) -> Iterator[str]:
 def _said(record: Record) -> tuple[str, str]:
     """Returns what was predicted, and the probability of it where there is one for the example as a whole."""
     if "answer" in record:
-        return record["answer"] or "(no answer)", f"{record['probability']:.4f}"
+        return " ".join(record["answer"].split()) or "(no answer)", f"{record['probability']:.4f}"
     if "value" in record:
         return f"{record['value']:.4f}", ""
     label, probabilities = record["label"], record["probabilities"]

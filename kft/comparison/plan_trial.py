@@ -156,29 +156,32 @@ class Sampled(Evaluator):
         """Returns the batches of a split, as an evaluation cuts them."""
         return Batches(encoded, self.batch_size, self.rungs, shapes.multiple(), shuffle=False, inputs=self.inputs)
 
-    def logits(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> list[np.ndarray]:
-        """Returns the logits of each example; random ones where nothing was predicted."""
+    def rows(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> list[np.ndarray]:
+        """Returns the logits of each row; random ones where nothing was predicted."""
         self.say(0, 1, "evaluation batches")
         batches = self.batches(encoded)
         whole = batches.plan(0)
         plan, ticks = rounds(whole, self.most, 1 + EVALUATION_ROUNDS), _Ticks()
         found = predicting.logits(model, Chosen.of(batches, plan), ticks)
         self.seen.append([(length, each) for (_, length), each in zip(plan, ticks.seconds_each, strict=True)])
-        return self.task.join(_filled(found, whole), encoded)
+        return _filled(found, whole, along=1 if self.target.kind == "spans" else 0)
 
     def score(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> dict[str, float]:
-        """Returns the loss and the metrics of the logits that `logits` gives."""
+        """Returns the loss and the metrics of the logits that `rows` gives."""
         start = time.perf_counter()
         scores = super().score(model, encoded, progress)
         self.scored.append(time.perf_counter() - start - sum(seconds for _, seconds in self.seen[-1]))
         return scores
 
 
-def _filled(found: list[np.ndarray], plan: Plan) -> list[np.ndarray]:
+def _filled(found: list[np.ndarray], plan: Plan, along: int) -> list[np.ndarray]:
+    """Fills in rows that were not predicted; of two axes `along` is that of tokens."""
     known = next(output for output in found if output.size)
     rng = np.random.default_rng(0)
     for rows, length in plan:
-        shape = (length, known.shape[-1]) if known.ndim == 2 else known.shape
+        shape = list(known.shape)
+        if known.ndim == 2:
+            shape[along] = length
         for row in rows:
             if not found[row].size:
                 found[row] = rng.normal(size=shape).astype(np.float32)

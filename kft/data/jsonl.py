@@ -47,9 +47,12 @@ def _asked(file: Path, text: str) -> Table | None:
         return None
     if not squad.is_one(value):
         return None
-    places, rows = zip(*squad.rows(file, value), strict=True)
-    arrays = {name: column(name, [row[name] for row in rows], lambda row: places[row]) for name in rows[0]}
-    return Table(pa.table(arrays), file.name, list(places), root=file.parent)
+    rows = list(squad.rows(file, value))
+    if not rows:
+        raise DataError(f"{file} has no questions. Give one in SQuAD's layout that has some.")
+    places = [place for place, _ in rows]
+    arrays = {name: column(name, [row[name] for _, row in rows], lambda row: places[row]) for name in rows[0][1]}
+    return Table(pa.table(arrays), file.name, places, root=file.parent)
 
 
 def _lines(file: Path, text: str) -> list[tuple[int, dict[str, Any]]]:

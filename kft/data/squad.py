@@ -20,7 +20,8 @@ def is_one(value: Any) -> bool:
 def rows(file: Path, value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Gives each question's place and row: `id`, `title`, `context`, `question`, `answers`.
 
-    `answers` has the lists `text` and `answer_start`, which are empty where a question has no answer.
+    `answers` has the lists `text` and `answer_start`, which are empty where a question has no answer; it is None where the file
+    does not say them.
 
     Raises:
         DataError: if an article, a paragraph or a question lacks what the layout has; the message has its place.
@@ -30,23 +31,32 @@ def rows(file: Path, value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
             where = f"{file} article {number} paragraph {count}"
             for place, entry in enumerate(_part(paragraph, "qas", where), 1):
                 at = f"{where} question {place}"
-                answers = _part(entry, "answers", at)
                 yield (
                     at,
                     {
+                        "question": _part(entry, "question", at, str),
                         "id": str(entry.get("id", "")),
                         "title": str(article.get("title", "")),
-                        "context": _part(paragraph, "context", where),
-                        "question": _part(entry, "question", at),
-                        "answers": {
-                            "text": [_part(answer, "text", at) for answer in answers],
-                            "answer_start": [int(_part(answer, "answer_start", at)) for answer in answers],
-                        },
+                        "context": _part(paragraph, "context", where, str),
+                        "answers": _answers(entry, at),
                     },
                 )
 
 
-def _part(value: Any, name: str, where: str) -> Any:
+def _answers(entry: dict[str, Any], where: str) -> dict[str, list[Any]] | None:
+    """Returns a question's answers, or None where the file keeps them to itself, as that of a test does."""
+    if entry.get("answers") is None:
+        return None
+    answers = _part(entry, "answers", where)
+    starts = [_part(answer, "answer_start", where, int) for answer in answers]
+    return {"text": [_part(answer, "text", where, str) for answer in answers], "answer_start": starts}
+
+
+def _part(value: Any, name: str, where: str, kind: type = list) -> Any:
     if not isinstance(value, dict) or name not in value:
         raise DataError(f"{where}: no '{name}', which SQuAD's layout has there. Correct the file.")
+    if not isinstance(value[name], kind):
+        raise DataError(
+            f"{where}: '{name}' is {str(value[name])[:40]!r}, where SQuAD's layout has a {kind.__name__}. Correct the file."
+        )
     return value[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -134,6 +134,16 @@ class Table:
         with pa.ipc.new_stream(_Sink(digest), plain.schema) as writer:
             writer.write_table(plain)
         return digest.hexdigest()
+
+
+def refuse_other_than_text(table: Table, names: list[str]) -> None:
+    """Raises a DataError for a cell of some columns that is no text."""
+    for name in names:
+        kind = table.arrow(name).type
+        cells: Iterable[Any] = () if pa.types.is_string(kind) else table.cells(name)
+        for row, cell in enumerate(cells):
+            if not isinstance(cell, str | None):
+                raise DataError(f"{table.where(row)}: column '{name}' has to be text, received {cell!r}.")
 
 
 class _Sink:

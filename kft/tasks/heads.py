@@ -101,10 +101,11 @@ def _has_bias(backbone: Backbone, reads: str) -> bool:
 
 def _over_tokens(logits: Any, mask: Any) -> Any:
     """Returns logits of shape (batch, tokens, outputs) as (batch, outputs, tokens), those of padding being lowest."""
-    logits = keras.layers.Permute((2, 1), name="over_tokens")(logits)
     if mask is None:
-        return logits
-    return keras.ops.where(keras.ops.cast(mask[:, None, :], "bool"), logits, LOWEST)
+        return keras.ops.transpose(logits, (0, 2, 1))
+    # The mask as it comes in, so that a frozen part below can be computed once without it.
+    logits = keras.ops.where(mask, keras.ops.transpose(logits, (2, 0, 1)), LOWEST)
+    return keras.ops.transpose(logits, (1, 0, 2))
 
 
 def _fate(head: PublishedHead, kept: Sequence[str], reads: str, target: Target) -> str:

@@ -10,28 +10,10 @@ import numpy as np
 from kft.backbones.tokenizer import Template
 from kft.data.encoded import Encoded, Ragged
 from kft.data.table import Table
-from kft.errors import DataError
-from kft.recipe import Data
 from kft.tasks import spans, text
-from kft.tasks.spans import NONE, UNSEEN, USUAL, Gold
+from kft.tasks.spans import NONE, UNSEEN, Gold, columns
 from kft.tasks.targets import Target
 from kft.tasks.task import Encoding, Task
-
-
-def columns(table: Table, data: Data) -> list[str]:
-    """Returns the columns of questions and contexts: those the recipe names, or `question` and `context`.
-
-    Raises:
-        DataError: if they are not there, or not two.
-    """
-    names = data.inputs or list(USUAL)
-    if len(names) != 2:
-        raise DataError(
-            f"data.inputs: a column of questions and one of contexts, received {len(names)}: {', '.join(names)}."
-        )
-    for name in names:
-        table.arrow(name)
-    return names
 
 
 def windows(tokens: int, room: int, shared: int) -> Iterator[tuple[int, int]]:
@@ -133,9 +115,11 @@ def _windows(
     room = encoding.sequence_length - len(head) - len(template.suffix)
     for first, last in windows(len(ids), room, encoding.overlap):
         row = np.asarray([*head, *ids[first:last], *template.suffix], np.int32)
-        none = 0 if template.prefix else len(row) - 1
+        # Where a tokenizer has no special tokens, the question's first one.
+        none = len(row) - 1 if template.suffix and not template.prefix else 0
         where = np.full((len(row), 2), UNSEEN, np.int32)
-        where[len(head) : len(head) + last - first] = offsets[first:last]
+        seen = offsets[first:last]
+        where[len(head) : len(head) + last - first] = np.where(seen[:, :1] < seen[:, 1:], seen, UNSEEN)
         where[none] = NONE
         places = spans.tokens_of(gold, len(head), offsets[first:last], none)
         yield row, _second(template, len(head), len(row)), where, places

@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from kft.data.encoded import Encoded, Ragged
-from kft.data.table import Table
+from kft.data.table import Table, refuse_other_than_text
 from kft.errors import DataError
 from kft.recipe import Data
 
 # Longest answer in tokens, as BERT's own program for SQuAD has it (Devlin et al. 2019, run_squad.py).
 LONGEST = 30
 USUAL = ("question", "context")
+# Where an answer's place is not said; far enough from any place that white space before the answer makes no difference.
+UNSAID = -(10**9)
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,33 @@ def read(table: Table, column: str, contexts: Sequence[str]) -> list[Gold]:
     return [_gold(table, row, column, cell, contexts[row]) for row, cell in enumerate(table.cells(column))]
 
 
-def study(table: Table, data: Data) -> bool:
-    """Sees to it that all true answers of a split are in their contexts, and says whether a question has none.
+def unanswered(table: Table, data: Data) -> int:
+    """Sees to it that all true answers of a split are in their contexts, and returns how many questions have none.
 
     Raises:
-        DataError: for what `read` refuses, or a split without any answer.
+        DataError: for what `read` refuses.
     """
-    contexts = table.cells((data.inputs or USUAL)[1])
-    cells = table.cells(str(data.target))
+    names = columns(table, data)
+    refuse_other_than_text(table, names)
+    cells, contexts = table.cells(str(data.target)), table.cells(names[1])
     pairs = enumerate(zip(cells, contexts, strict=True))
-    answered = [_gold(table, row, str(data.target), cell, context or "").start >= 0 for row, (cell, context) in pairs]
-    if not any(answered):
-        raise DataError(f"{table.origin}: no question has an answer in column '{data.target}'. Check data.target.")
-    return not all(answered)
+    return sum(_gold(table, row, str(data.target), cell, context or "").start < 0 for row, (cell, context) in pairs)
+
+
+def columns(table: Table, data: Data) -> list[str]:
+    """Returns the columns of questions and contexts: those the recipe names, or `question` and `context`.
+
+    Raises:
+        DataError: if they are not there, or not two.
+    """
+    names = data.inputs or list(USUAL)
+    if len(names) != 2:
+        raise DataError(
+            f"data.inputs: a column of questions and one of contexts, received {len(names)}: {', '.join(names)}."
+        )
+    for name in names:
+        table.arrow(name)
+    return names
 
 
 def _gold(table: Table, row: int, column: str, cell: Any, context: str) -> Gold:
@@ -84,35 +100,37 @@ def _gold(table: Table, row: int, column: str, cell: Any, context: str) -> Gold:
             f"{table.where(row)}: column '{column}' has to hold answers, received {str(cell)[:60]!r}. Give a text, or "
             '{"text": [...], "answer_start": [...]} as SQuAD has it.'
         )
-    answers = [(text, start) for text, start in answers if text.strip()]
+    # White space around an answer is no part of it, as it is none of a token.
+    answers = [(own.strip(), start + len(own) - len(own.lstrip())) for own, start in answers if own.strip()]
     if not answers:
         return Gold(())
-    text, start = answers[0]
-    at = _place(context, text, start)
+    own, start = answers[0]
+    at = _place(context, own, start)
     if at < 0:
         raise DataError(
-            f"{table.where(row)}: the answer '{text[:60]}' is not in the context. An answer is a part of it, letter by letter; "
+            f"{table.where(row)}: the answer '{own[:60]}' is not in the context. An answer is a part of it, letter by letter; "
             "correct it or remove the row."
         )
-    return Gold(tuple(text for text, _ in answers), at, at + len(text))
+    return Gold(tuple(one for one, _ in answers), at, at + len(own))
 
 
 def _answers(cell: Any) -> list[tuple[str, int]] | None:
-    """Returns texts and where they begin, -1 where that is not said; None for what holds no answers."""
+    """Returns texts and where they begin, or `UNSAID`; None for what holds no answers."""
     if cell is None:
         return []
     if isinstance(cell, str):
-        return [(cell, -1)]
+        return [(cell, UNSAID)]
     if isinstance(cell, dict):
         texts, starts = cell.get("text"), cell.get("answer_start")
         if isinstance(texts, str):
-            texts, starts = [texts], [starts]
+            texts, starts = [texts], starts if isinstance(starts, list) else [starts]
         if not isinstance(texts, list):
             return None
-        starts = [-1] * len(texts) if not isinstance(starts, list) else starts
-        if len(starts) != len(texts) or not all(isinstance(text, str) for text in texts):
-            return None
-        return [(text, -1 if start is None else int(start)) for text, start in zip(texts, starts, strict=True)]
+        starts = (
+            [UNSAID] * len(texts) if not isinstance(starts, list) else [UNSAID if at is None else at for at in starts]
+        )
+        whole = all(isinstance(one, str) for one in texts) and all(isinstance(at, int) for at in starts)
+        return list(zip(texts, starts, strict=True)) if whole and len(starts) == len(texts) else None
     if isinstance(cell, list):
         found = [_answers(one) for one in cell]
         return None if None in found else [answer for one in found if one is not None for answer in one]
@@ -125,7 +143,7 @@ def _place(context: str, text: str, start: int) -> int:
         return context.find(text)
     if context[start : start + len(text)] == text:
         return start
-    places = [at for at in (context.find(text, start), context.rfind(text, 0, start)) if at >= 0]
+    places = [at for at in (context.find(text, start), context.rfind(text, 0, start + len(text))) if at >= 0]
     return min(places, key=lambda at: abs(at - start), default=-1)
 
 
@@ -140,8 +158,9 @@ def tokens_of(gold: Gold, first: int, offsets: np.ndarray, none: int) -> tuple[i
     """
     if gold.start < 0 or not len(offsets) or offsets[0, 0] > gold.start or offsets[-1, 1] < gold.end:
         return none, none
-    start = int(np.searchsorted(offsets[:, 0], gold.start, side="right")) - 1
-    end = int(np.searchsorted(offsets[:, 1], gold.end, side="left"))
+    # The first token that ends behind where the answer begins, and the last one that begins before it ends.
+    start = int(np.searchsorted(offsets[:, 1], gold.start, side="right"))
+    end = int(np.searchsorted(offsets[:, 0], gold.end, side="left")) - 1
     return first + start, first + max(start, end)
 
 

@@ -68,8 +68,12 @@ def study(splits: Splits, data: Data, kind: Targets) -> Target:
             values(table, data)
         return Target("values")
     if kind == "spans":
-        every = [spans.study(table, data) for _, table in splits.items()]
-        return Target("spans", unanswerable=every[0])
+        without = {name: spans.unanswered(table, data) for name, table in splits.items()}
+        if without["train"] == len(splits.train):
+            raise DataError(
+                f"{splits.train.origin}: no question has an answer in column '{data.target}'. Check data.target."
+            )
+        return Target("spans", unanswerable=without["train"] > 0)
     multi = kind == "labels" and (isinstance(data.target, list) or data.label_separator or _is_list(splits.train, data))
     found: Kind = "multi_label" if multi else kind
     counts = count(splits.train, data, found)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
-import pyarrow as pa
 
 from kft.backbones.tokenizer import pack
 from kft.data.encoded import Encoded, Ragged
-from kft.data.table import Table
+from kft.data.table import Table, refuse_other_than_text
 from kft.errors import DataError
 from kft.recipe import Data
 from kft.tasks import targets as targets_
@@ -49,17 +45,8 @@ def texts(table: Table, names: list[str]) -> list[list[str]]:
     Raises:
         DataError: for a row that has no text at all, or a cell that is no text.
     """
-    _refuse_other_than_text(table, names)
+    refuse_other_than_text(table, names)
     return _texts(table, names)
-
-
-def _refuse_other_than_text(table: Table, names: list[str]) -> None:
-    for name in names:
-        kind = table.arrow(name).type
-        cells: Iterable[Any] = () if pa.types.is_string(kind) else table.cells(name)
-        for row, cell in enumerate(cells):
-            if not isinstance(cell, str | None):
-                raise DataError(f"{table.where(row)}: column '{name}' has to be text, received {cell!r}.")
 
 
 def _texts(table: Table, names: list[str]) -> list[list[str]]:
@@ -76,7 +63,7 @@ def encode(table: Table, encoding: Encoding, target: Target | None) -> Encoded:
     """Encodes texts as `token_ids` and `segment_starts`, and their targets."""
     assert encoding.tokenizer is not None
     names = columns(table, encoding.data)
-    _refuse_other_than_text(table, names)
+    refuse_other_than_text(table, names)
     packed = [pack(encoding.tokenizer, _texts(part, names), encoding.sequence_length) for part in table.slices()]
     ids, starts, whole = zip(*packed, strict=True)
     wanted = None

@@ -43,15 +43,16 @@ class Evaluator:
 
     def logits(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> list[np.ndarray]:
         """Returns the logits of each example, in order."""
-        return self.task.join(self._rows(model, encoded, progress), encoded)
+        return self.task.join(self.rows(model, encoded, progress), encoded)
 
-    def _rows(self, model: Any, encoded: Encoded, progress: Progress | None) -> list[np.ndarray]:
+    def rows(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> list[np.ndarray]:
+        """Returns the logits of each row, of which an example may have several."""
         batches = Batches(encoded, self.batch_size, self.rungs, shapes.multiple(), shuffle=False, inputs=self.inputs)
         return predicting.logits(model, batches, progress)
 
     def score(self, model: Any, encoded: Encoded, progress: Progress | None = None) -> dict[str, float]:
         """Returns the loss and the metrics of a split, by name."""
-        rows = self._rows(model, encoded, progress)
+        rows = self.rows(model, encoded, progress)
         logits = self.task.join(rows, encoded)
         context = Context(labels=self.target.labels, positive=self.target.positive)
         if self.target.kind == "spans":

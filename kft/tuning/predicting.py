@@ -21,7 +21,8 @@ def logits(model: Any, batches: Batches, progress: Progress | None = None) -> li
         progress: hears of each batch.
 
     Returns:
-        For each row an array of shape (outputs,), or (tokens, tags) as long as its batch was padded.
+        For each row an array of shape (outputs,), or (tokens, tags), or (2, tokens) for an answer's first and last token, as long
+        as its batch was padded.
     """
     found: list[np.ndarray] = [np.zeros(0)] * len(batches.encoded)
     plan = batches.plan(0)

@@ -163,7 +163,7 @@ FAMILY = Family(
     places=places,
     prefix="transformer.",
     # The decoder, and the embeddings once more, as some files have them.
-    heads=("decoder.", "lm_head.", "classification_head.", "classifier.", "encoder.embed_tokens."),
+    heads=("decoder.", "lm_head.", "classification_head.", "classifier.", "qa_outputs.", "encoder.embed_tokens."),
     # transformers' other classes for tasks read the decoder.
     head=Head(logits="", tokens="classifier", spans=""),
     pooling="mean",
@@ -227,7 +227,14 @@ WHOLE = Family(
     arguments=arguments_of_whole,
     places=places_of_whole,
     prefix="transformer.",
-    heads=("lm_head.", "classification_head.", "classifier.", "encoder.embed_tokens.", "decoder.embed_tokens."),
+    heads=(
+        "lm_head.",
+        "classification_head.",
+        "classifier.",
+        "qa_outputs.",
+        "encoder.embed_tokens.",
+        "decoder.embed_tokens.",
+    ),
     pooling="mean",
     modality="text_to_text",
 )
