@@ -203,6 +203,14 @@ def llama() -> Any:
     return transformers.LlamaTokenizer(vocab=state["vocab"], merges=merges, add_bos_token=True)
 
 
+def gemma() -> Any:
+    """That of all four Gemmas: a space is part of the word before it."""
+    state = json.loads(phi3().to_str())["model"]
+    words = [token for token in state["vocab"] if token not in ("<unk>", "<s>", "</s>")]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *words])}
+    return transformers.GemmaTokenizer(vocab=vocabulary, merges=[tuple(merge) for merge in state["merges"]])
+
+
 BERT = word_piece("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MPNET = word_piece("<s>", "<pad>", "</s>", "<unk>", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<mask>")
 ROBERTA = byte_pair("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -275,6 +283,7 @@ CASES = {
     "phi3": Case("", whole(phi3), {"pad_token": "</s>", "unk_token": "<unk>"}),
     "modernbert": Case("", whole(modernbert), {"pad_token": "[PAD]", "unk_token": "[UNK]"}),
     "llama": Case("LlamaTokenizer", lambda folder: llama()),
+    "gemma": Case("GemmaTokenizer", lambda folder: gemma()),
 }
 LAYOUTS = [
     (name, layout)
