@@ -34,13 +34,19 @@ def rows(file: Path, value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any
                 yield (
                     at,
                     {
-                        "question": _part(entry, "question", at, str),
-                        "id": str(entry.get("id", "")),
+                        "id": _id(entry, at),
                         "title": str(article.get("title", "")),
                         "context": _part(paragraph, "context", where, str),
+                        "question": _part(entry, "question", at, str),
                         "answers": _answers(entry, at),
                     },
                 )
+
+
+def _id(entry: Any, where: str) -> str:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: received {str(entry)[:40]!r}, where SQuAD's layout has an object. Correct the file.")
+    return str(entry.get("id", ""))
 
 
 def _answers(entry: dict[str, Any], where: str) -> dict[str, list[Any]] | None:

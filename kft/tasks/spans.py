@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -215,11 +216,18 @@ def best(tokens: np.ndarray, context: str, *, unanswerable: bool) -> Answer:
         inside, outside = window[window[:, 3] != NONE], window[window[:, 3] == NONE]
         first, last, sum_ = _best_pair(inside[:, 1], inside[:, 2])
         if sum_ > score:
-            score, start, end = sum_, int(inside[first, 3]), int(inside[last, 4])
+            score, start, end = sum_, int(inside[first, 3]), _with_accents(context, int(inside[last, 4]))
             found = Answer(context[start:end], start, end, _share(window, sum_))
         if (sum_ := float(outside[:, 1:3].sum())) < none:
             none, said = sum_, _share(window, sum_)
     return Answer("", -1, -1, said) if unanswerable and none > score else found
+
+
+def _with_accents(context: str, end: int) -> int:
+    """Returns the end of an answer with the accents that stand apart from its last letter: many tokenizers leave them out."""
+    while end < len(context) and unicodedata.combining(context[end]):
+        end += 1
+    return end
 
 
 def _best_pair(begins: np.ndarray, ends: np.ndarray) -> tuple[int, int, float]:

@@ -175,6 +175,9 @@ def test_squads_own_files_are_read(tmp_path: Path) -> None:
     assert found.names == ["id", "title", "context", "question", "answers"] and len(found) == 2
     assert found.column("answers")[0] == squad(("Paris", 13), ("in Paris", 10))
     assert targets.study(Splits(found), DATA, "spans") == Target("spans", unanswerable=True)
+    asked[1].pop("answers")  # of a test whose answers are kept apart
+    file.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
+    assert sources.load(str(file), DATA)["train"].column("answers")[1] is None
     del asked[1]["question"]
     file.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     with pytest.raises(DataError, match="article 1 paragraph 1 question 2: no 'question', which SQuAD's layout has"):
@@ -186,6 +189,9 @@ def test_squads_own_files_are_read(tmp_path: Path) -> None:
     [
         squad(("film", 9)),
         squad(("film", 0)),  # said to be elsewhere: the nearest one counts
+        squad(("film", 10)),
+        squad((" film ", 8)),  # white space around it is no part of it
+        {"text": "film", "answer_start": [9]},
         [{"text": "film", "answer_start": 9}],
         "film",
         ["film", "the film"],
@@ -202,6 +208,7 @@ def test_answers_come_in_several_shapes(cell: Any, tokenizer: Tokenizer, tmp_pat
     ("rows", "said"),
     [
         ([("q?", "the film", "book")], "row 1: the answer 'book' is not in the context"),
+        ([("q?", "the film", squad(("film", "x")))], "row 1: column 'answers' has to hold answers"),  # type: ignore[arg-type]
         ([("q?", "the film", 3)], "row 1: column 'answers' has to hold answers, received '3'"),
         ([("q?", "the film", None), ("q?", "the film", "")], "no question has an answer in column 'answers'"),
     ],
@@ -214,6 +221,8 @@ def test_what_is_no_answer_is_refused(rows: list[tuple[str, str, Any]], said: st
 def test_two_columns_are_needed() -> None:
     rows = table([("q?", "the film", "film")])
     assert columns(rows, Data(source="x")) == ["question", "context"]
+    with pytest.raises(DataError, match="a column of questions and one of contexts, received 1: question"):
+        targets.study(Splits(rows), Data(source="x", inputs=["question"], target="answers"), "spans")
     with pytest.raises(DataError, match="a column of questions and one of contexts, received 1: question"):
         columns(rows, Data(source="x", inputs=["question"]))
     with pytest.raises(DataError, match="'paragraph'"):
