@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kft.backbones.backbone import Modality
+from kft.backbones.families import rotary
 from kft.backbones.hugging_face import DECODER, NEWER_DECODER, Head
 from kft.errors import ModelError
 
@@ -99,7 +100,7 @@ def completed(config: Config) -> dict[str, Any]:
 
 def adapted(config: Config) -> dict[str, Any]:
     """Returns `config.json` with fields where KerasHub's converters look for them."""
-    kind, rope, changed = config["model_type"], rope_of(config), completed(config)
+    kind, rope, changed = config["model_type"], rotary.fields_of(config), completed(config)
     if kind in DEFAULTS and "num_attention_heads" in config:
         changed.setdefault("num_key_value_heads", config["num_attention_heads"])
     if "num_local_experts" in config:
@@ -114,17 +115,12 @@ def adapted(config: Config) -> dict[str, Any]:
     return changed
 
 
-def rope_of(config: Config) -> dict[str, Any]:
-    """Returns how positions turn queries and keys, from the field of either time."""
-    return config.get("rope_parameters") or config.get("rope_scaling") or {}
-
-
 def _kind(rope: Config) -> str:
     return str(rope.get("rope_type", rope.get("type", "default")))
 
 
 def _turned(config: Config, ropes: tuple[str, ...]) -> dict[str, Any]:
-    rope = rope_of(config)
+    rope = rotary.fields_of(config)
     kind = _kind(rope)
     require(config, "rope_type", kind, ropes)
     return {"rope_scaling_factor": rope["factor"]} if kind == "linear" else {}
@@ -181,7 +177,7 @@ def _theta(name: str, rope: Config, config: Config, wanted: float) -> None:
 
 
 def _gemma(config: Config) -> dict[str, Any]:
-    _theta("rope_theta", {**config, **rope_of(config)}, config, 10000.0)
+    _theta("rope_theta", {**config, **rotary.fields_of(config)}, config, 10000.0)
     return {}
 
 
@@ -289,7 +285,7 @@ def _windows(config: Config) -> dict[str, Any]:
 # What transformers takes where an older config.json says nothing.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rope_theta": 10000.0, "tie_word_embeddings": False},
-    "mistral": {"rope_theta": 10000.0},
+    "mistral": {"rope_theta": 10000.0, "sliding_window": 4096},
     "vit": {"qkv_bias": True},
     "deit": {"qkv_bias": True},
     "gemma": {"head_dim": 256},

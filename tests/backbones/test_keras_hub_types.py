@@ -123,6 +123,7 @@ VARIANTS = [
         {**QWEN3, "attention_bias": True, "use_sliding_window": True, "layer_types": WINDOWED, "sliding_window": 3},
     ),
     ("llama", {**DECODER, **LLAMA3}),
+    ("llama", {**DECODER, **LLAMA3, "head_dim": 4}),
     ("mistral", {**DECODER, **LINEAR, "tie_word_embeddings": True, "sliding_window": None}),
     ("mixtral", {**MIXTRAL, **LINEAR, "tie_word_embeddings": True, "num_experts_per_tok": 1}),
     ("qwen2", {**DECODER, **LINEAR, "tie_word_embeddings": True}),

@@ -172,7 +172,8 @@ def _vision(config: Mapping[str, Any]) -> dict[str, Any]:
     refuse(config, "hidden_activation", "gelu_pytorch_tanh", "gelu_pytorch_tanh")
     refuse(config, "attention_dropout", 0.0, 0.0)
     rope = config.get("rope_parameters") or {}
-    refuse({**rope, "model_type": "gemma4_vision"}, "rope_type", "axial", "axial")
+    if rope.get("rope_type") not in (None, "default"):  # what axial positions were called before there were others
+        refuse({**rope, "model_type": "gemma4_vision"}, "rope_type", "axial")
     heads, width = config["num_attention_heads"], config["hidden_size"]
     refuse(config, "head_dim", width // heads, 64)
     if config.get("pooling_kernel_size", 3) < 2:

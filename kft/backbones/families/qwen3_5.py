@@ -181,6 +181,17 @@ def _mixture(x: Any, start: str, count: int, chosen: int, inner: tuple[int, int]
     return found + _gated(x, shared, f"{start}_shared", activation) * opened
 
 
+# What transformers takes where a file leaves it out.
+DEFAULTS = {
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4,
+}
+
+
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `qwen3_5`.
 
@@ -188,6 +199,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: if the activation or a kind of block is unknown, rotary frequencies are scaled in another way, or
             attention has no gate.
     """
+    config = {**DEFAULTS, **config}
     activation, kinds = str(config.get("hidden_act", "silu")), _kinds(config)
     if activation not in ACTIVATIONS:
         raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
@@ -196,7 +208,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             raise ModelError(unknown("layer_types in config.json", str(kind), (LINEAR, FULL)))
     refuse(config, "attn_output_gate", True, True)
     turned = rotary.read(config, "rope_theta", "partial_rotary_factor", 0.25)
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    size = config["head_dim"]
     return {
         "vocabulary_size": config["vocab_size"],
         "layer_types": kinds,

@@ -35,7 +35,7 @@ def read(config: Mapping[str, Any], wavelength: str, share: str, default: float)
         share: the older field of the share.
         default: the share where there is none.
     """
-    fields = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    fields = fields_of(config)
     return Rotary(
         kind=str(fields.get("rope_type", fields.get("type", "default"))),
         wavelength=fields.get("rope_theta", config.get(wavelength, 10000.0)),
@@ -44,14 +44,19 @@ def read(config: Mapping[str, Any], wavelength: str, share: str, default: float)
     )
 
 
+def fields_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns what is said of positions, from the field of either time; where both are there, as transformers reads it."""
+    return config.get("rope_scaling") or config.get("rope_parameters") or {}
+
+
 def refuse(config: Mapping[str, Any], found: Rotary, kinds: tuple[str, ...]) -> None:
-    """Refuses a configuration that scales frequencies in a way KerasHub's class does not know.
+    """Refuses a configuration that scales frequencies in a way that is not computed.
 
     Raises:
         ModelError: if it is none of `kinds`.
     """
     if found.kind not in kinds:
         raise ModelError(
-            f"rope_type in config.json is {found.kind!r}; of {config.get('model_type')} KerasHub computes only "
+            f"rope_type in config.json is {found.kind!r}; of {config.get('model_type')} kft computes only "
             f"{', '.join(kinds)}. Take another model of the family."
         )

@@ -317,7 +317,8 @@ def _blocks(config: Config, part: Config, window: tuple[int, int], every: int = 
         "window": window,
         "ropes": dict.fromkeys((FULL, NEAR), _rope(config, part)) if every == 2 else {},
         "scale": part.get("query_pre_attn_scalar", 256) ** -0.5,
-        "soft_cap": part.get("attn_logit_softcapping"),
+        # Where the file leaves it out, the first kind has Gemma 2's, the second none.
+        "soft_cap": part.get("attn_logit_softcapping", 50.0 if every == 2 else None),
         "activation": ACTIVATIONS[activation],
         "layer_norm_epsilon": part.get("rms_norm_eps", 1e-6),
         "biased": bool(part.get("attention_bias")),

@@ -46,6 +46,8 @@ def turning(config: Mapping[str, Any], found: Rotary, head_dim: int) -> Turning:
             return Turning(1 / waves)
         if found.kind == "linear":
             return Turning(1 / waves / np.float32(found.fields["factor"]))
+        if found.kind == "llama3":
+            return _llama3(found.fields, waves)
         if found.kind == "yarn":
             return _yarn(config, found, waves, width)
         if found.kind in LONG:
@@ -53,15 +55,26 @@ def turning(config: Mapping[str, Any], found: Rotary, head_dim: int) -> Turning:
     except KeyError as error:
         raise ModelError(f"config.json says rope_type {found.kind!r} and no {error}. Get the file again.") from None
     raise ModelError(
-        f"rope_type in config.json is {found.kind!r}; of {config.get('model_type')} kft computes only default, linear, yarn "
-        f"and {', '.join(LONG)}. Take another model of the family."
+        f"rope_type in config.json is {found.kind!r}; of {config.get('model_type')} kft computes only default, linear, "
+        f"llama3, yarn and {', '.join(LONG)}. Take another model of the family."
     )
 
 
 def _trained(config: Mapping[str, Any], fields: Mapping[str, Any]) -> int:
     """Returns how many tokens a text of pretraining had."""
-    longest = fields.get("original_max_position_embeddings", config["max_position_embeddings"])
-    return int(config.get("original_max_position_embeddings") or longest)
+    name = "original_max_position_embeddings"
+    return int(config.get(name) or fields.get(name) or config["max_position_embeddings"])
+
+
+def _llama3(fields: Mapping[str, Any], waves: np.ndarray) -> Turning:
+    """Slows pairs whose waves are long beside a text of pretraining, and mixes in between.
+
+    Grattafiori et al. 2024, https://arxiv.org/abs/2407.21783; the factors are those of `config.json`.
+    """
+    turns = fields["original_max_position_embeddings"] / (2 * math.pi * waves)
+    low, high = fields["low_freq_factor"], fields["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    return Turning(((kept + (1 - kept) / fields["factor"]) / waves).astype(np.float32))
 
 
 def _yarn(config: Mapping[str, Any], found: Rotary, waves: np.ndarray, width: int) -> Turning:
