@@ -361,7 +361,7 @@ def test_a_model_without_a_pooler_refuses_to_be_pooled(folder_of: Callable[..., 
 
 def test_a_family_that_keras_hub_cannot_convert_is_named(backend: str, vocabulary: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "funnel"}), encoding="utf8")
-    with pytest.raises(ModelError, match=r"KerasHub cannot build '.*' \(hugging_face\): .*funnel"):
+    with pytest.raises(ModelError, match="is a funnel, which kft does not read"):
         kft.load_backbone(str(tmp_path), tokenizer=str(vocabulary))
 
 
