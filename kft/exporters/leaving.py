@@ -46,7 +46,7 @@ def value(place: Place) -> np.ndarray:
 
 def head(layer: Any, name: str) -> dict[str, np.ndarray]:
     """Returns kernel and bias, where it has one, of a head's dense layer under a name."""
-    return {place.name: value(place) for place in dense(layer, name, bias=layer.use_bias)}
+    return {place.name: value(place) for place in dense(layer, name)}
 
 
 def known(inner: Any) -> bool:

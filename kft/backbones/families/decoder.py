@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from kft.backbones.families import drawn
+from kft.backbones.families.family import dense
 from kft.backbones.families.turning import Turning
 from kft.backbones.places import Place
 
@@ -73,14 +74,14 @@ def decoder(
     def norm(x: Any, name: str) -> Any:
         return norms(epsilon=layer_norm_epsilon, name=name)(x)
 
-    def dense(x: Any, units: int, name: str, act: Any = None) -> Any:
+    def layer(x: Any, units: int, name: str, act: Any = None) -> Any:
         made = layers.Dense(units, act, has["dense"], kernel_initializer=drawn.normal(), name=name)
         return made(x)
 
     def gated(x: Any, start: str) -> Any:
-        gate = dense(x, intermediate_dim, f"{start}_gate", function)
-        more = layers.Multiply(name=f"{start}_gated")([gate, dense(x, intermediate_dim, f"{start}_intermediate")])
-        return dense(more, hidden_dim, f"{start}_output")
+        gate = layer(x, intermediate_dim, f"{start}_gate", function)
+        more = layers.Multiply(name=f"{start}_gated")([gate, layer(x, intermediate_dim, f"{start}_intermediate")])
+        return layer(more, hidden_dim, f"{start}_output")
 
     token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding")
     x, places = layers.Dropout(embedding_dropout, name="embeddings_dropout")(token(ids)), drawn.places_of(ids)
@@ -190,20 +191,11 @@ def attention_places(found: Mapping[str, Any], block: str, start: str) -> Iterat
     """
     yield from norm_place(found[f"{block}_attention_norm"], f"{start}.input_layernorm")
     for part, name in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "o_proj")):
-        yield from dense_places(
-            found[f"{block}_attention_{part}"], f"{start}.self_attn.{name}", 2 if name == "o_proj" else 1
-        )
+        yield from dense(found[f"{block}_attention_{part}"], f"{start}.self_attn.{name}", 2 if name == "o_proj" else 1)
     for part, name in (("query", "q_norm"), ("key", "k_norm")):
         if f"{block}_attention_{part}_norm" in found:
             yield from norm_place(found[f"{block}_attention_{part}_norm"], f"{start}.self_attn.{name}")
     yield from norm_place(found[f"{block}_norm"], f"{start}.post_attention_layernorm")
-
-
-def dense_places(layer: Any, name: str, inputs: int = 1) -> Iterator[Place]:
-    """Gives kernel and bias of a dense layer, which may have none; `inputs` axes of the kernel are its inputs."""
-    yield Place(layer.kernel, f"{name}.weight", inputs)
-    if layer.bias is not None:
-        yield Place(layer.bias, f"{name}.bias")
 
 
 def norm_place(layer: Any, name: str) -> Iterator[Place]:
@@ -219,7 +211,7 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         block, start = f"block_{number}", f"layers.{number}"
         yield from attention_places(found, block, start)
         for part, name in (("gate", "gate_proj"), ("intermediate", "up_proj"), ("output", "down_proj")):
-            yield from dense_places(found[f"{block}_{part}"], f"{start}.mlp.{name}")
+            yield from dense(found[f"{block}_{part}"], f"{start}.mlp.{name}")
     yield from norm_place(found["final_norm"], "norm")
 
 

@@ -303,7 +303,7 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
             yield Place(found[f"{own}_embedding"].embeddings, f"embeddings.{name}_embeddings.weight")
     yield from norm(found["embeddings_layer_norm"], "embeddings.LayerNorm")
     if "embeddings_projection" in found:
-        yield from dense(found["embeddings_projection"], "embeddings.embed_proj", bias=False)
+        yield from dense(found["embeddings_projection"], "embeddings.embed_proj")
     yield Place(found["distance_embedding"].embeddings, "encoder.rel_embeddings.weight")
     if "distances_layer_norm" in found:
         yield from norm(found["distances_layer_norm"], "encoder.LayerNorm")
@@ -341,7 +341,7 @@ def _fused(found: Mapping[str, Any], block: str, start: str) -> Iterator[Place]:
         if layer.bias is not None:
             yield Place(layer.bias, f"{start}.{part[0]}_bias", cut=functools.partial(_by_head, heads=heads))
     if f"{block}_distance_key" in found:
-        yield from dense(found[f"{block}_distance_key"], f"{start}.pos_proj", bias=False)
+        yield from dense(found[f"{block}_distance_key"], f"{start}.pos_proj")
     if f"{block}_distance_query" in found:
         yield from dense(found[f"{block}_distance_query"], f"{start}.pos_q_proj")
 

@@ -218,10 +218,9 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
             if layer.bias is not None:
                 yield Place(layer.bias, f"{start}.self_attention.query_key_value.bias", cut=cut)
         out = found[f"{block}_attention_output"]
-        biased = out.bias is not None
-        yield from dense(out, f"{start}.self_attention.dense", inputs=len(out.kernel.shape) - 1, bias=biased)
-        yield from dense(found[f"{block}_intermediate"], f"{start}.mlp.dense_h_to_4h", bias=biased)
-        yield from dense(found[f"{block}_output"], f"{start}.mlp.dense_4h_to_h", bias=biased)
+        yield from dense(out, f"{start}.self_attention.dense", inputs=len(out.kernel.shape) - 1)
+        yield from dense(found[f"{block}_intermediate"], f"{start}.mlp.dense_h_to_4h")
+        yield from dense(found[f"{block}_output"], f"{start}.mlp.dense_4h_to_h")
     yield from norm(found["final_layer_norm"], "ln_f")
 
 

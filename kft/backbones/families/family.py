@@ -156,10 +156,10 @@ def activation_of(config: Mapping[str, Any], field: str, default: str = "gelu") 
     return ACTIVATIONS[name]
 
 
-def dense(layer: Any, name: str, inputs: int = 1, *, bias: bool = True) -> Iterator[Place]:
-    """Gives kernel and bias of a dense layer; `inputs` axes of the kernel are its inputs."""
+def dense(layer: Any, name: str, inputs: int = 1) -> Iterator[Place]:
+    """Gives kernel and bias of a dense layer, which may have none; `inputs` axes of the kernel are its inputs."""
     yield Place(layer.kernel, f"{name}.weight", inputs)
-    if bias:
+    if layer.bias is not None:
         yield Place(layer.bias, f"{name}.bias")
 
 

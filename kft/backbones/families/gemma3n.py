@@ -158,26 +158,22 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
     found = {layer.name: layer for layer in model.layers}
     yield Place(found["token_embedding"].embeddings, "embed_tokens.weight")
     yield Place(found["own_embedding"].embeddings, "embed_tokens_per_layer.weight")
-    yield from _dense(found["own_projection"], "per_layer_model_projection")
+    yield from dense(found["own_projection"], "per_layer_model_projection")
     yield Place(found["own_projection_norm"].scale, "per_layer_projection_norm.weight")
     for number in range(1, sum(name.endswith("_out") and name.startswith("stream_") for name in found) + 1):
-        yield from _dense(found[f"stream_{number}_in"], f"altup_projections.{number - 1}")
-        yield from _dense(found[f"stream_{number}_out"], f"altup_unembed_projections.{number - 1}")
+        yield from dense(found[f"stream_{number}_in"], f"altup_projections.{number - 1}")
+        yield from dense(found[f"stream_{number}_out"], f"altup_unembed_projections.{number - 1}")
     for number in range(sum(name.endswith("_intermediate") for name in found)):
         block, start = f"block_{number}", f"layers.{number}"
         for ours, theirs in DENSE.items():
             if (layer := found.get(f"{block}_{ours}")) is not None:
-                yield from _dense(layer, f"{start}.{theirs}", 3 if ours == "attention_output" else 1)
+                yield from dense(layer, f"{start}.{theirs}", 3 if ours == "attention_output" else 1)
         for ours, theirs in NORMS.items():
             if (layer := found.get(f"{block}_{ours}")) is not None:
                 yield Place(layer.scale, f"{start}.{theirs}.weight")
         if (layer := found.get(f"{block}_own_scale")) is not None:
             yield Place(layer.kernel, f"{start}.altup.correct_output_scale")
     yield Place(found["final_layer_norm"].scale, "norm.weight")
-
-
-def _dense(layer: Any, name: str, inputs: int = 1) -> Iterator[Place]:
-    yield from dense(layer, name, inputs, bias=layer.bias is not None)
 
 
 def unread(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -128,7 +128,7 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
     yield Place(found["token_embedding"].embeddings, "embed_tokens.weight")
     if "per_layer_token_embedding" in found:
         yield Place(found["per_layer_token_embedding"].embeddings, "embed_tokens_per_layer.weight")
-        yield from dense(found["per_layer_model_projection"], "per_layer_model_projection", bias=False)
+        yield from dense(found["per_layer_model_projection"], "per_layer_model_projection")
         yield Place(found["per_layer_projection_norm"].scale, "per_layer_projection_norm.weight")
     for number in range(sum(name.startswith("decoder_block_") for name in found)):
         yield from _block(found[f"decoder_block_{number}"], f"layers.{number}")
@@ -137,9 +137,9 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
 
 def _block(block: Any, start: str) -> Iterator[Place]:
     yield from _attention(block.attention, f"{start}.self_attn")
-    yield from dense(block.gating_ffw, f"{start}.mlp.gate_proj", bias=False)
-    yield from dense(block.gating_ffw_2, f"{start}.mlp.up_proj", bias=False)
-    yield from dense(block.ffw_linear, f"{start}.mlp.down_proj", bias=False)
+    yield from dense(block.gating_ffw, f"{start}.mlp.gate_proj")
+    yield from dense(block.gating_ffw_2, f"{start}.mlp.up_proj")
+    yield from dense(block.ffw_linear, f"{start}.mlp.down_proj")
     norms = {
         "pre_attention_norm": "input_layernorm",
         "post_attention_norm": "post_attention_layernorm",
@@ -154,8 +154,8 @@ def _block(block: Any, start: str) -> Iterator[Place]:
         if hasattr(block, ours):
             yield Place(getattr(block, ours).scale, f"{start}.{theirs}.weight")
     if block.hidden_size_per_layer_input:
-        yield from dense(block.per_layer_input_gate, f"{start}.per_layer_input_gate", bias=False)
-        yield from dense(block.per_layer_up_proj, f"{start}.per_layer_projection", bias=False)
+        yield from dense(block.per_layer_input_gate, f"{start}.per_layer_input_gate")
+        yield from dense(block.per_layer_up_proj, f"{start}.per_layer_projection")
     if block.enable_moe_block:
         yield from _bank(block, start)
     yield Place(block.layer_scalar, f"{start}.layer_scalar", cut=np.squeeze)
@@ -169,7 +169,7 @@ def _attention(attention: Any, start: str) -> Iterator[Place]:
             yield Place(layer.kernel, f"{start}.{theirs}_proj.weight", cut=cut, axes=(0, 2, 1))
         if ours != "value" and (layer := getattr(attention, f"{ours}_norm")) is not None:
             yield Place(layer.scale, f"{start}.{theirs}_norm.weight")
-    yield from dense(attention.output_dense, f"{start}.o_proj", inputs=2, bias=False)
+    yield from dense(attention.output_dense, f"{start}.o_proj", inputs=2)
 
 
 def of_heads(array: np.ndarray, heads: int) -> np.ndarray:
@@ -180,7 +180,7 @@ def of_heads(array: np.ndarray, heads: int) -> np.ndarray:
 def _bank(block: Any, start: str) -> Iterator[Place]:
     router, bank = block.moe_router, block.moe_expert_bank
     yield Place(router.per_dim_scale, f"{start}.router.scale")
-    yield from dense(router.proj, f"{start}.router.proj", bias=False)
+    yield from dense(router.proj, f"{start}.router.proj")
     yield Place(bank.per_expert_scale, f"{start}.router.per_expert_scale")
     fused, inner = f"{start}.experts.gate_up_proj", block.expert_intermediate_dim
     yield Place(bank.gate_proj, fused, cut=functools.partial(_of_each, cut=rows(0, inner)), axes=(0, 2, 1))

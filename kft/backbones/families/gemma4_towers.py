@@ -16,14 +16,14 @@ ENDS = ("input_min", "input_max", "output_min", "output_max")
 def seeing(encoder: Any, projection: Any) -> Iterator[Place]:
     """Gives each variable of the encoder of images, and of what follows it, with the name of its tensor."""
     embedder, start = encoder.patch_embedder, "vision_tower"
-    yield from dense(embedder.input_proj, f"{start}.patch_embedder.input_proj", bias=False)
+    yield from dense(embedder.input_proj, f"{start}.patch_embedder.input_proj")
     yield Place(embedder.position_embedding_table, f"{start}.patch_embedder.position_embedding_table")
     for number, block in enumerate(encoder.encoder_blocks):
         yield from _block(block, f"{start}.encoder.layers.{number}")
     if projection.standardize:
         yield Place(projection.std_bias, f"{start}.std_bias")
         yield Place(projection.std_scale, f"{start}.std_scale")
-    yield from dense(projection.vision_input_projection, "embed_vision.embedding_projection", bias=False)
+    yield from dense(projection.vision_input_projection, "embed_vision.embedding_projection")
 
 
 def _block(block: Any, start: str) -> Iterator[Place]:
@@ -46,7 +46,7 @@ def _block(block: Any, start: str) -> Iterator[Place]:
 
 
 def _clipped(layer: Any, name: str, inputs: int = 1) -> Iterator[Place]:
-    yield from dense(layer.dense, f"{name}.linear", inputs, bias=False)
+    yield from dense(layer.dense, f"{name}.linear", inputs)
     yield from _ends(layer, name)
 
 
@@ -65,11 +65,11 @@ def hearing(encoder: Any) -> Iterator[Place]:
         name = f"{start}.subsample_conv_projection.layer{number}"
         yield Place(layer.conv.kernel, f"{name}.conv.weight", axes=(2, 3, 1, 0))
         yield Place(layer.norm.gamma, f"{name}.norm.weight")
-    yield from dense(first.input_proj, f"{start}.subsample_conv_projection.input_proj_linear", bias=False)
+    yield from dense(first.input_proj, f"{start}.subsample_conv_projection.input_proj_linear")
     for number, block in enumerate(encoder.conformer_blocks):
         yield from _conformer(block, f"{start}.layers.{number}")
     yield from dense(encoder.output_proj, f"{start}.output_proj")
-    yield from dense(encoder.audio_output_projection, "embed_audio.embedding_projection", bias=False)
+    yield from dense(encoder.audio_output_projection, "embed_audio.embedding_projection")
 
 
 def _conformer(block: Any, start: str) -> Iterator[Place]:

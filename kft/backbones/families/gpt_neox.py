@@ -11,7 +11,7 @@ import keras
 
 from kft.backbones.families import drawn, rotary
 from kft.backbones.families.bloom import of_each_head
-from kft.backbones.families.decoder import blocks, decoder, dense_places
+from kft.backbones.families.decoder import blocks, decoder
 from kft.backbones.families.family import Family, dense, norm, refuse
 from kft.backbones.families.rotary import Rotary
 from kft.backbones.families.turning import turning
@@ -152,9 +152,9 @@ def drawn_places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         fused = f"{start}.attention.query_key_value"
         for part, name in enumerate(("query", "key", "value")):
             cut = functools.partial(of_each_head, part=part, heads=heads)
-            for place in dense_places(found[f"{block}_attention_{name}"], fused):
+            for place in dense(found[f"{block}_attention_{name}"], fused):
                 yield dataclasses.replace(place, cut=cut)
-        yield from dense_places(found[f"{block}_attention_output"], f"{start}.attention.dense", 2)
+        yield from dense(found[f"{block}_attention_output"], f"{start}.attention.dense", 2)
         yield from norm(found[f"{block}_norm"], f"{start}.post_attention_layernorm")
         yield from dense(found[f"{block}_intermediate"], f"{start}.mlp.dense_h_to_4h")
         yield from dense(found[f"{block}_output"], f"{start}.mlp.dense_4h_to_h")

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 
 from kft.backbones.families import rotary
-from kft.backbones.families.decoder import attention_places, blocks, decoder, dense_places, norm_place
+from kft.backbones.families.decoder import attention_places, blocks, decoder, norm_place
 from kft.backbones.families.experts import routed
-from kft.backbones.families.family import Family, refuse
+from kft.backbones.families.family import Family, dense, refuse
 from kft.backbones.families.turning import turning
 from kft.backbones.hugging_face import NEWER_DECODER
 from kft.backbones.mxfp4 import decoded
@@ -120,7 +120,7 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         yield from attention_places(found, block, start)
         sinks = found[f"{block}_attention_sinks"].embeddings
         yield Place(sinks, f"{start}.self_attn.sinks", cut=functools.partial(_rows, inner=()))
-        yield from dense_places(found[f"{block}_router"], f"{start}.mlp.router")
+        yield from dense(found[f"{block}_router"], f"{start}.mlp.router")
         for part, name, shape in (
             ("inner", "gate_up_proj", (width, 2 * inner)),
             ("outer", "down_proj", (inner, width)),

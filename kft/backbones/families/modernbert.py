@@ -14,7 +14,7 @@ import keras_hub
 
 from kft.backbones.backbone import Below
 from kft.backbones.families import drawn
-from kft.backbones.families.family import Family, activation_of
+from kft.backbones.families.family import Family, activation_of, dense
 from kft.backbones.families.phi3 import rows
 from kft.backbones.hugging_face import Head, published_name
 from kft.backbones.places import Place
@@ -151,12 +151,12 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         width = found[f"{block}_attention_query"].kernel.shape[0]
         for part, name in enumerate(("query", "key", "value")):
             yield from _part(found[f"{block}_attention_{name}"], f"{start}.attn.Wqkv", part, width)
-        yield from _dense(found[f"{block}_attention_output"], f"{start}.attn.Wo", 2)
+        yield from dense(found[f"{block}_attention_output"], f"{start}.attn.Wo", 2)
         yield from _norm(found[f"{block}_layer_norm"], f"{start}.mlp_norm")
         inner = found[f"{block}_gate"].kernel.shape[1]
         for part, name in enumerate(("intermediate", "gate")):
             yield from _part(found[f"{block}_{name}"], f"{start}.mlp.Wi", part, inner)
-        yield from _dense(found[f"{block}_output"], f"{start}.mlp.Wo", 1)
+        yield from dense(found[f"{block}_output"], f"{start}.mlp.Wo", 1)
     yield from _norm(found["final_layer_norm"], "final_norm")
 
 
@@ -202,12 +202,6 @@ def _part(layer: Any, name: str, part: int, size: int) -> Iterator[Place]:
     yield Place(layer.kernel, f"{name}.weight", 1, cut)
     if layer.bias is not None:
         yield Place(layer.bias, f"{name}.bias", 0, cut)
-
-
-def _dense(layer: Any, name: str, inputs: int) -> Iterator[Place]:
-    yield Place(layer.kernel, f"{name}.weight", inputs)
-    if layer.bias is not None:
-        yield Place(layer.bias, f"{name}.bias")
 
 
 def _norm(layer: Any, name: str) -> Iterator[Place]:

@@ -106,12 +106,12 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         yield Place(attention.query_dense.kernel, fused, 1, rows(0, first))
         yield Place(attention.key_dense.kernel, fused, 1, rows(first, second))
         yield Place(attention.value_dense.kernel, fused, 1, rows(second))
-        yield from dense(attention.output_dense, f"{start}.self_attn.o_proj", inputs=2, bias=False)
+        yield from dense(attention.output_dense, f"{start}.self_attn.o_proj", inputs=2)
         yield Place(block.post_attention_layernorm.scale, f"{start}.post_attention_layernorm.weight")
         fused, inner = f"{start}.mlp.gate_up_proj.weight", model.intermediate_dim
         yield Place(block.feedforward_gate_dense.kernel, fused, 1, rows(0, inner))
         yield Place(block.feedforward_intermediate_dense.kernel, fused, 1, rows(inner))
-        yield from dense(block.feedforward_output_dense, f"{start}.mlp.down_proj", bias=False)
+        yield from dense(block.feedforward_output_dense, f"{start}.mlp.down_proj")
     yield Place(model.layer_norm.scale, "norm.weight")
 
 

@@ -267,11 +267,11 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         yield from (_linear if "attention_mixed" in block else _full)(block, start)
         yield _norm(block["layer_norm"], f"{start}.post_attention_layernorm")
         if "router" in block:
-            yield from dense(block["router"], f"{start}.mlp.gate", bias=False)
+            yield from dense(block["router"], f"{start}.mlp.gate")
             for part, name in (("inner", "gate_up_proj"), ("outer", "down_proj")):
                 table = block[f"experts_{part}_kernel"].embeddings
                 yield Place(table, f"{start}.mlp.experts.{name}", cut=_rows)
-            yield from dense(block["shared_open"], f"{start}.mlp.shared_expert_gate", bias=False)
+            yield from dense(block["shared_open"], f"{start}.mlp.shared_expert_gate")
             yield from _gated_places(block, "shared_", f"{start}.mlp.shared_expert")
         else:
             yield from _gated_places(block, "", f"{start}.mlp")
@@ -280,13 +280,13 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
 
 def _gated_places(block: Mapping[str, Any], begin: str, start: str) -> Iterator[Place]:
     for layer, name in (("gate", "gate_proj"), ("intermediate", "up_proj"), ("output", "down_proj")):
-        yield from dense(block[f"{begin}{layer}"], f"{start}.{name}", bias=False)
+        yield from dense(block[f"{begin}{layer}"], f"{start}.{name}")
 
 
 def _full(block: Mapping[str, Any], start: str) -> Iterator[Place]:
     for part, name in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"), ("output", "o_proj")):
         layer, inputs = block[f"attention_{part}"], 2 if part == "output" else 1
-        yield from dense(layer, f"{start}.self_attn.{name}", inputs, bias=layer.bias is not None)
+        yield from dense(layer, f"{start}.self_attn.{name}", inputs)
     yield _norm(block["attention_query_norm"], f"{start}.self_attn.q_norm")
     yield _norm(block["attention_key_norm"], f"{start}.self_attn.k_norm")
 
@@ -294,12 +294,12 @@ def _full(block: Mapping[str, Any], start: str) -> Iterator[Place]:
 def _linear(block: Mapping[str, Any], start: str) -> Iterator[Place]:
     begin = f"{start}.linear_attn"
     for part, name in (("mixed", "in_proj_qkv"), ("gate", "in_proj_z"), ("rate", "in_proj_b"), ("step", "in_proj_a")):
-        yield from dense(block[f"attention_{part}"], f"{begin}.{name}", bias=False)
+        yield Place(block[f"attention_{part}"].kernel, f"{begin}.{name}.weight", 1)
     yield Place(block["attention_step"].bias, f"{begin}.dt_bias")
     yield Place(block["attention_speed"].kernel, f"{begin}.A_log")
     yield Place(block["attention_near"].embeddings, f"{begin}.conv1d.weight", cut=_of_each_token)
     yield Place(block["attention_read_norm"].scale, f"{begin}.norm.weight")
-    yield from dense(block["attention_output"], f"{begin}.out_proj", 2, bias=False)
+    yield from dense(block["attention_output"], f"{begin}.out_proj", 2)
 
 
 def _norm(layer: Any, name: str) -> Place:

@@ -145,15 +145,15 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
         block, start = f"block_{number}", f"encoder.block.{number}.layer"
         yield Place(found[f"{block}_attention_norm"].scale, f"{start}.0.layer_norm.weight")
         for part in ("query", "key", "value"):
-            yield from dense(found[f"{block}_attention_{part}"], f"{start}.0.SelfAttention.{part[0]}", bias=False)
-        yield from dense(found[f"{block}_attention_output"], f"{start}.0.SelfAttention.o", inputs=2, bias=False)
+            yield from dense(found[f"{block}_attention_{part}"], f"{start}.0.SelfAttention.{part[0]}")
+        yield from dense(found[f"{block}_attention_output"], f"{start}.0.SelfAttention.o", inputs=2)
         yield Place(found[f"{block}_norm"].scale, f"{start}.1.layer_norm.weight")
         gated = f"{block}_gate" in found
         within = f"{start}.1.DenseReluDense"
-        yield from dense(found[f"{block}_intermediate"], f"{within}.{'wi_0' if gated else 'wi'}", bias=False)
+        yield from dense(found[f"{block}_intermediate"], f"{within}.{'wi_0' if gated else 'wi'}")
         if gated:
-            yield from dense(found[f"{block}_gate"], f"{within}.wi_1", bias=False)
-        yield from dense(found[f"{block}_output"], f"{within}.wo", bias=False)
+            yield from dense(found[f"{block}_gate"], f"{within}.wi_1")
+        yield from dense(found[f"{block}_output"], f"{within}.wo")
     yield Place(found["final_norm"].scale, "encoder.final_layer_norm.weight")
 
 
@@ -213,13 +213,13 @@ def _block(block: Any, start: str) -> Iterator[Place]:
     for number, (norm, attention, name) in enumerate(parts):
         yield Place(norm.weight, f"{start}.{number}.layer_norm.weight")
         for own in ("query", "key", "value", "output"):
-            yield from dense(getattr(attention, f"{own}_projector"), f"{start}.{number}.{name}.{own[0]}", bias=False)
+            yield from dense(getattr(attention, f"{own}_projector"), f"{start}.{number}.{name}.{own[0]}")
     yield Place(block.layer_norm.weight, f"{start}.{len(parts)}.layer_norm.weight")
     within, gated = f"{start}.{len(parts)}.DenseReluDense", block.use_gated_activation
-    yield from dense(block.input_projector, f"{within}.{'wi_0' if gated else 'wi'}", bias=False)
+    yield from dense(block.input_projector, f"{within}.{'wi_0' if gated else 'wi'}")
     if gated:
-        yield from dense(block.gate_projector, f"{within}.wi_1", bias=False)
-    yield from dense(block.output_projector, f"{within}.wo", bias=False)
+        yield from dense(block.gate_projector, f"{within}.wi_1")
+    yield from dense(block.output_projector, f"{within}.wo")
 
 
 WHOLE = Family(

@@ -16,7 +16,7 @@ import keras_hub
 import numpy as np
 
 from kft.backbones.families import drawn, rotary
-from kft.backbones.families.family import Family, refuse
+from kft.backbones.families.family import Family, dense, refuse
 from kft.backbones.hugging_face import ACTIVATIONS, Head
 from kft.backbones.places import Place
 from kft.errors import ModelError, unknown
@@ -354,20 +354,14 @@ def _block(found: Mapping[str, Any], block: str, start: str) -> Iterator[Place]:
         yield _norm(found[f"{layers}_norm"], f"{start}.pre_{name}_layernorm")
         yield _norm(found[f"{layers}_after_norm"], f"{start}.post_{name}_layernorm")
         for part, inputs in (("query", 1), ("key", 1), ("value", 1), ("output", 3)):
-            yield from _dense(found[f"{layers}_{part}"], f"{start}.{name}.{part[0]}_proj", inputs)
+            yield from dense(found[f"{layers}_{part}"], f"{start}.{name}.{part[0]}_proj", inputs)
         for part in ("query", "key"):
             if norm := found.get(f"{layers}_{part}_norm"):
                 yield _norm(norm, f"{start}.{name}.{part[0]}_norm")
     yield _norm(found[f"{block}_norm"], f"{start}.pre_feedforward_layernorm")
     yield _norm(found[f"{block}_after_norm"], f"{start}.post_feedforward_layernorm")
     for layer, name in (("intermediate", "gate_proj"), ("gate", "up_proj"), ("output", "down_proj")):
-        yield from _dense(found[f"{block}_{layer}"], f"{start}.mlp.{name}", 1)
-
-
-def _dense(layer: Any, name: str, inputs: int) -> Iterator[Place]:
-    yield Place(layer.kernel, f"{name}.weight", inputs)
-    if layer.bias is not None:
-        yield Place(layer.bias, f"{name}.bias")
+        yield from dense(found[f"{block}_{layer}"], f"{start}.mlp.{name}")
 
 
 def _norm(layer: Any, name: str) -> Place:

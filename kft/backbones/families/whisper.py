@@ -62,7 +62,7 @@ def _block(block: Any, start: str) -> Iterator[Place]:
     for own, name in (("self", "self"), ("cross", "encoder")):
         if attention := getattr(block, f"_{own}_attention_layer", None):
             yield from dense(attention._query_dense, f"{start}.{name}_attn.q_proj")
-            yield from dense(attention._key_dense, f"{start}.{name}_attn.k_proj", bias=False)
+            yield from dense(attention._key_dense, f"{start}.{name}_attn.k_proj")
             yield from dense(attention._value_dense, f"{start}.{name}_attn.v_proj")
             yield from dense(attention._output_dense, f"{start}.{name}_attn.out_proj", inputs=2)
             yield from norm(getattr(block, f"_{own}_attention_layer_norm"), f"{start}.{name}_attn_layer_norm")
