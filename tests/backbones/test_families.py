@@ -273,6 +273,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         for trained in (4, 16)
     },
 }
+# What is only looked at with fewer blocks: qwen3 as it is drawn here, for another epsilon.
+QWEN3 = {**SIZES, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32, "rms_norm_eps": 1e-3}
+WHOLE = {**CASES, "qwen3": ("Qwen3", QWEN3)}
+# For each case what a configuration says of a model of one block.
+FIRST: dict[str, dict[str, Any]] = {
+    **{
+        case: {"num_hidden_layers": 1}
+        for case in ("falcon-40b", "deberta-v3", "deberta-v2", "gpt_neox", "modernbert", "qwen3")
+    },
+    **{case: {"n_layer": 1} for case in ("bloom", "xlnet")},
+    "t5": {"num_layers": 1},
+    "bart": {"encoder_layers": 1, "decoder_layers": 1},
+    "gemma3n": {"num_hidden_layers": 1, "layer_types": ["sliding_attention"], "num_kv_shared_layers": 0},
+}
 
 
 # A model that has a decoder too is read without it.
@@ -291,7 +305,7 @@ def folder(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[..., tupl
 
     def make(case: str, head: str = "", **changes: Any) -> tuple[Path, Any]:
         torch.manual_seed(0)
-        name, fields = CASES[case]
+        name, fields = WHOLE[case]
         config = getattr(transformers, f"{name}Config")(**{"vocab_size": words(vocabulary), **fields, **changes})
         model = getattr(transformers, name + (head or CLASSES.get(case, "Model")))(config).eval()
         with torch.no_grad():
@@ -306,10 +320,10 @@ def folder(backend: str, vocabulary: Path, tmp_path: Path) -> Callable[..., tupl
     return make
 
 
-def states(place: Path) -> np.ndarray:
+def states(place: Path, **options: Any) -> np.ndarray:
     import keras
 
-    backbone = kft.load_backbone(str(place))
+    backbone = kft.load_backbone(str(place), **options)
     inputs = {"token_ids": IDS, "padding_mask": MASK, "segment_ids": np.zeros_like(IDS)}
     found = backbone.model({name: inputs[name] for name in backbone.inputs}, training=False)
     found = found["sequence_output"] if isinstance(found, dict) else found
@@ -347,6 +361,26 @@ def test_nothing_is_left_over_or_missing(folder: Callable[..., tuple[Path, Any]]
     save_file({**weights, "encoder.surplus.weight": weights[name]}, file)
     with pytest.raises(ModelError, match="find no place in a .*: encoder.surplus.weight"):
         kft.load_backbone(str(place))
+
+
+@pytest.mark.parametrize("case", FIRST)
+def test_a_recipe_may_ask_for_the_first_blocks_only(
+    folder: Callable[..., tuple[Path, Any]], same: Callable[..., None], case: str
+) -> None:
+    import torch
+
+    place, model = folder(case)
+    config = {"vocab_size": model.config.vocab_size, **WHOLE[case][1], **FIRST[case]}
+    first = type(model)(type(model.config)(**config)).eval()
+    own, whole = first.state_dict(), model.state_dict()
+    # Gemma's embeddings for all blocks lie in one tensor, those of the first one first.
+    first.load_state_dict({name: whole[name][tuple(slice(size) for size in own[name].shape)] for name in own})
+    with torch.no_grad():
+        wanted = first(input_ids=torch.tensor(IDS), attention_mask=torch.tensor(MASK)).last_hidden_state.numpy()
+    found, real = states(place, config={"num_layers": 1}), MASK.astype(bool)
+    same("Hugging Face", f"{case}, first block", found[real], wanted[real])
+    with pytest.raises(ModelError, match="has no weights for|is for . blocks. Give . or less"):
+        kft.load_backbone(str(place), config={"num_layers": 4})
 
 
 def test_roformers_published_head_is_kept(folder: Callable[..., tuple[Path, Any]], tmp_path: Path) -> None:

@@ -151,6 +151,27 @@ def test_the_part_for_texts_is_read_out_of_the_whole(published: Published, same:
         kft.load_backbone(str(place))
 
 
+def test_no_state_is_too_small_or_too_large_for_half_precision(backend: str, vocabulary: Path, tmp_path: Path) -> None:
+    import keras
+
+    (tmp_path / "config.json").write_text(json.dumps({**SIZES, **FEW, "model_type": "gemma3n_text"}), encoding="utf8")
+    (tmp_path / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
+    own = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = kft.load_backbone(str(tmp_path), pretrained=False).model
+        table = np.array(model.get_layer("token_embedding").get_weights()[0])
+        table[2], table[7] = 0.0, 300.0
+        model.get_layer("token_embedding").set_weights([table])
+        states = model({"token_ids": IDS, "padding_mask": MASK}, training=False)["sequence_output"]
+        assert keras.backend.standardize_dtype(states.dtype) == "float16"
+        assert np.isfinite(found(model).astype(np.float32)).all()
+        softmax = model.get_layer("block_0_attention_softmax")
+        assert softmax.compute_dtype == "float32"
+    finally:
+        keras.config.set_dtype_policy(own)
+
+
 def with_head(backbone: Any, task: str, kind: Any) -> Any:
     from kft.tasks import TASKS, heads
     from kft.tasks.targets import Target

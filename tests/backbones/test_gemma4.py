@@ -252,3 +252,17 @@ def test_tensors_and_places_match_one_to_one(
     save_file(tensors, file)
     with pytest.raises(ModelError, match=said):
         kft.load_backbone(str(tmp_path))
+
+
+def test_a_recipe_may_ask_for_the_first_blocks_only(
+    backend: str, vocabulary: Path, tmp_path: Path, same: Callable[..., None]
+) -> None:
+    model = published(SHARED, tmp_path, vocabulary)
+    import transformers
+
+    first = transformers.Gemma4TextModel(transformers.Gemma4TextConfig(**{**SHARED, **HALF, "num_kv_shared_layers": 0}))
+    own, whole = first.state_dict(), model.state_dict()
+    # The embeddings for all blocks lie in one tensor, those of the first one first.
+    first.load_state_dict({name: whole[name][tuple(slice(size) for size in own[name].shape)] for name in own})
+    backbone = kft.load_backbone(str(tmp_path), config={"num_layers": 2})
+    same("Hugging Face", "gemma4_text, first blocks", found(backbone.model), wanted(first.eval()))

@@ -63,7 +63,8 @@ def attention(
     found = keras.ops.einsum(f"bq{many}d,bk{few}d->b{many}qk", query * scale, key)
     if scores is not None:
         found = found + (scores(query, key) if callable(scores) else scores)
-    weights = layers.Softmax(name=f"{start}_attention_softmax")(found, mask=mask)
+    weights = layers.Softmax(dtype="float32", name=f"{start}_attention_softmax")(found, mask=mask)
+    weights = keras.ops.cast(weights, value.dtype)
     weights = layers.Dropout(rate, name=f"{start}_attention_weights_dropout")(weights)
     mixed = keras.ops.einsum(f"b{many}qk,bk{few}d->bq{many}d", weights, value)
     return layers.EinsumDense(

@@ -86,7 +86,7 @@ def falcon(
     before = places[:, None, :] <= places[:, :, None]
     seen = keras.ops.logical_and(mask[:, None, :] > 0, before)
     seen = seen[:, None] if groups is None else seen[:, None, None]
-    beside = _alibi(places, num_heads, groups, hidden_dim // num_heads, x.dtype) if alibi else None
+    beside = _alibi(places, num_heads, groups, hidden_dim // num_heads) if alibi else None
     for number in range(num_layers):
         start = f"block_{number}"
         hidden = normed(x, f"{start}_attention_layer_norm")
@@ -117,8 +117,8 @@ def falcon(
     return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": x}, name="falcon")
 
 
-def _alibi(places: Any, heads: int, groups: int | None, size: int, dtype: str) -> Any:
-    """Returns what each head adds for a token's place (Press et al. 2021, https://arxiv.org/abs/2108.12409).
+def _alibi(places: Any, heads: int, groups: int | None, size: int) -> Any:
+    """Returns what each head adds for a token's place, float32 (Press et al. 2021, https://arxiv.org/abs/2108.12409).
 
     Falcon was trained with slopes, places and their products rounded to bfloat16, which is done by arithmetic here: compilers
     leave out a conversion there and back.
@@ -128,7 +128,7 @@ def _alibi(places: Any, heads: int, groups: int | None, size: int, dtype: str) -
     steep = np.ldexp(np.round(part * 256), power - 8).reshape(axes)
     rounded = _halved(keras.ops.cast(places, "float32"))
     rounded = rounded[:, None, None] if groups is None else rounded[:, None, None, None]
-    return keras.ops.cast(_halved(rounded * steep) * np.float32(size**-0.5), dtype)
+    return _halved(rounded * steep) * np.float32(size**-0.5)
 
 
 def slopes(heads: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 from kft.backbones import filling, initial
 from kft.backbones.backbone import Modality, PublishedHead
+from kft.backbones.families import fewer
 from kft.backbones.folders import ModelFolder
 from kft.backbones.hugging_face import ACTIVATIONS, Head, head_of
 from kft.backbones.places import Place
@@ -90,8 +91,9 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
     import keras_hub
 
     cls = getattr(keras_hub.models, family.backbone) if isinstance(family.backbone, str) else family.backbone
+    count, said, changes = _changed(folder.config, config)
     try:
-        arguments = family.arguments(folder.config)
+        arguments = family.arguments(said)
     except KeyError as error:
         raise ModelError(f"'{folder.path / 'config.json'}' lacks {error}. Get the file again.") from None
     if config.dropout and not arguments.keys() & RATES:
@@ -108,7 +110,7 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         arguments["image_size"] = config.image_size
     try:
         with initial.undrawn() if config.pretrained else contextlib.nullcontext():
-            model = cls(**{**arguments, **config.config})
+            model = cls(**{**arguments, **changes})
     except Exception as error:
         raise ModelError(
             f"model.config does not fit {cls.__name__}: {error}. It has: {', '.join(arguments)}."
@@ -118,16 +120,29 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
     tensors = family.read(folder.tensors())
     prefixes = (family.prefix, *ANSWERING)
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), "")
-    left = family.leaves(folder.config)
+    left, places = family.leaves(said), family.places(model, said)
     filling.fill(
-        family.places(model, folder.config),
+        places if count is None else fewer.lower(places, folder.config, count),
         tensors,
         prefix,
-        lambda name: name.startswith(left),
+        lambda name: name.startswith(left) or (count is not None and fewer.beyond(name, count)),
         f"{folder.config['model_type']} model",
     )
-    own, pooling = family.own_head(folder.config), family.pools(folder.config)
+    own, pooling = family.own_head(said), family.pools(said)
     return model, None if own is None else head_of(folder.config, own, pooling, tensors)
+
+
+def _changed(published: Mapping[str, Any], config: Model) -> tuple[int | None, Mapping[str, Any], dict[str, Any]]:
+    """Returns how many blocks a recipe asks for, `config.json` with so many, and what else changes the class's arguments."""
+    changes = dict(config.config)
+    count = changes.get("num_layers")
+    if not isinstance(count, int) or count < 1:
+        return None, published, changes
+    found = fewer.cut(published, count)
+    if found is None:
+        return count, published, changes
+    del changes["num_layers"]
+    return count, found, changes
 
 
 def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = None) -> None:

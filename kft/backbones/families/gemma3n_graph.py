@@ -182,8 +182,10 @@ def _attention(
     query = block.parted(x, "btw,wkgd->btkgd", shape, "attention_query", "kgd" if biased else None)
     query = turn(block.norm(query, "query_norm"))
     scores = keras.ops.einsum("bqkgd,bskd->bkgqs", query, key)
-    weights = keras.layers.Softmax(name=f"{block.start}attention_softmax")(scores, mask=mask)
-    weights = keras.layers.Dropout(rate, name=f"{block.start}attention_weights_dropout")(weights)
+    weights = keras.layers.Softmax(dtype="float32", name=f"{block.start}attention_softmax")(scores, mask=mask)
+    weights = keras.layers.Dropout(rate, name=f"{block.start}attention_weights_dropout")(
+        keras.ops.cast(weights, value.dtype)
+    )
     mixed = keras.ops.einsum("bkgqs,bskd->bqkgd", weights, value)
     return block.parted(mixed, "btkgd,kgdw->btw", (block.width,), "attention_output", "w" if biased else None)
 
@@ -194,14 +196,22 @@ def _gated(block: _Drawn, x: Any, inner: int, sparsity: float) -> Any:
     gate = block.dense(x, inner, "gate")
     if sparsity > 0:
         mean = keras.ops.mean(gate, axis=-1, keepdims=True)
-        gate = keras.ops.relu(gate - (mean + _size(gate - mean) * NormalDist().inv_cdf(sparsity)))
+        least = mean + keras.ops.cast(_size(gate - mean) * NormalDist().inv_cdf(sparsity), gate.dtype)
+        gate = keras.ops.relu(gate - least)
     gate = keras.layers.Activation(block.function, name=f"{block.start}gate_activation")(gate)
     more = block.dense(gate * block.dense(x, inner, "intermediate"), block.width, "output")
     return block.norm(more, "output_norm")
 
 
 def _size(x: Any, least: float = TINY) -> Any:
+    """Returns the root of the mean of squares, in float32: half precision has neither large squares nor tiny numbers."""
+    x = keras.ops.cast(x, "float32")
     return keras.ops.sqrt(keras.ops.maximum(keras.ops.mean(x * x, axis=-1, keepdims=True), least))
+
+
+def _as_large(x: Any, other: Any) -> Any:
+    """Returns a stream made as large as another."""
+    return keras.ops.cast(keras.ops.cast(x, "float32") * (_size(other) / _size(x, LEAST)), x.dtype)
 
 
 def _spread(whole: _Drawn, x: Any) -> Any:
@@ -209,7 +219,7 @@ def _spread(whole: _Drawn, x: Any) -> Any:
     found = [x]
     for number in range(1, whole.streams):
         more = whole.dense(x, whole.width, f"stream_{number}_in")
-        found.append(more * (_size(x) / _size(more, LEAST)))
+        found.append(_as_large(more, x))
     return keras.ops.stack(found, axis=2)
 
 
@@ -218,7 +228,7 @@ def _joined(whole: _Drawn, x: Any) -> Any:
     found = [x[:, :, 0]]
     for number in range(1, whole.streams):
         more = whole.dense(x[:, :, number], whole.width, f"stream_{number}_out")
-        found.append(more * (_size(found[0]) / _size(more, LEAST)))
+        found.append(_as_large(more, found[0]))
     return keras.ops.mean(keras.ops.stack(found, axis=2), axis=2)
 
 

@@ -240,7 +240,8 @@ class _Stack:
         scores = keras.ops.einsum("bqged,bkgd->bgeqk", query * blocks.scale, key)
         if blocks.soft_cap is not None:
             scores = keras.ops.tanh(scores / blocks.soft_cap) * blocks.soft_cap
-        weights = layers.Softmax(name=f"{start}_softmax")(scores, mask=mask)
+        weights = layers.Softmax(dtype="float32", name=f"{start}_softmax")(scores, mask=mask)
+        weights = keras.ops.cast(weights, value.dtype)
         weights = layers.Dropout(self.attention_dropout, name=f"{start}_weights_dropout")(weights)
         mixed = keras.ops.einsum("bgeqk,bkgd->bqged", weights, value)
         return made(mixed, "btged,gedw->btw", (None, blocks.hidden_dim), "w", "output")
