@@ -345,7 +345,6 @@ TYPES = {
     "mistral": HubType("model.", only=SILU, ropes=LINEAR),
     "mixtral": HubType("model.", only=SILU, ropes=LINEAR, heads=True),
     "qwen2": HubType("model.", {}, SILU, LINEAR, heads=True, more=_whole, without_way_back=True),
-    # Its norms of queries and keys have 1e-5 in KerasHub, its others what is said here.
     # With another epsilon than that of KerasHub's norms of queries and keys it is drawn, as all that Qwen published is.
     "qwen3": HubType("model.", {}, {**PLAIN, "rms_norm_eps": (1e-5,)}, LINEAR, more=_whole, without_way_back=True),
     "qwen2_moe": HubType(

@@ -1,4 +1,4 @@
-"""Parts of encoders that KerasHub has no class of, drawn of Keras' own layers and operations. Import after `backend.activate`."""
+"""Parts of models that no class of KerasHub's computes, drawn of Keras' own layers and operations. Import after `backend.activate`."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Family:
     """How a family is published.
 
     Attributes:
-        backbone: the name of KerasHub's class, or what builds the model where KerasHub has none.
+        backbone: the name of KerasHub's class, or what draws the model where there is none, or none that computes it.
         arguments: reads the class's arguments off `config.json`; raises `ModelError` for a variant the class cannot compute.
         places: gives each variable of a model with the name of its tensor, the prefix left out.
         prefix: what a model with a head puts before the names of its backbone's weights.
@@ -62,7 +62,7 @@ class Family:
 
     @property
     def drawn(self) -> bool:
-        """Whether kft draws the model's graph, KerasHub having no class of it."""
+        """Whether kft draws the model's graph, rather than KerasHub's class."""
         return not isinstance(self.backbone, str)
 
     def pools(self, config: Mapping[str, Any]) -> str:
@@ -112,8 +112,11 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
         with initial.undrawn() if config.pretrained else contextlib.nullcontext():
             model = cls(**{**arguments, **changes})
     except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        if not config.config:
+            raise ModelError(f"'{folder.handle}' cannot be built as its config.json says: {reason}") from None
         raise ModelError(
-            f"model.config does not fit {cls.__name__}: {error}. It has: {', '.join(arguments)}."
+            f"model.config does not fit {cls.__name__}: {reason}. It has: {', '.join(arguments)}."
         ) from None
     if not config.pretrained:
         return model, None
