@@ -165,7 +165,7 @@ def _split(recipe: Recipe, task: Task, table: Table, target: Target, tokenizer: 
         found["values"] = {"min": float(numbers.min()), "mean": float(numbers.mean()), "max": float(numbers.max())}
     elif target.kind == "spans":
         without = spans.unanswered(table, recipe.data)
-        found["answers"] = {"with": len(table) - without, "without": without}
+        found["answers"] = {"with an answer": len(table) - without, "without": without}
     else:
         counts: Counter[str] = targets_.count(table, recipe.data, target.kind)
         found["labels"] = {label: counts[label] for label in target.labels}

@@ -50,7 +50,7 @@ class Model(_Part):
     tokenizer: str | None = Field(None, description="folder or handle of tokenizer files where the preset has none")
     part: Literal["auto", "whole", "text", "image"] = Field(
         "auto",
-        description="of a model that reads images and texts; auto: the part that the task reads, in a script the whole",
+        description="of a model that reads images and texts: text, image or whole; auto: what the task reads, in a script the whole",
     )
     bridge: bool = Field(
         False, description="true: a TensorFlow SavedModel runs its own graph, even where kft knows its family"
@@ -88,7 +88,7 @@ class Data(_Part):
         None, description="columns of text (one or two) or the column of images", min_length=1
     )
     target: Name | Annotated[list[Name], Field(min_length=1)] = Field(
-        "label", description="column of labels or values; several 0/1 columns for multi-label"
+        "label", description="column of labels, values or answers; several 0/1 columns for multi-label"
     )
     train: str | None = Field(None, description="name of the source's training split; null: train")
     validation: float | str | None = Field(

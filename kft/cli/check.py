@@ -40,9 +40,10 @@ def show_findings(findings: Mapping[str, Any]) -> None:
     if findings["splits"]:
         click.echo()
         _show_splits(findings["splits"])
-    if any(split.get("labels") for split in findings["splits"].values()):
-        click.echo()
-        _show_labels(findings["splits"])
+    for head, field in (("label", "labels"), ("questions", "answers")):
+        if any(split.get(field) for split in findings["splits"].values()):
+            click.echo()
+            _show_counts(findings["splits"], head, field)
     for note in findings["notes"]:
         click.echo(f"\nNote: {note}")
 
@@ -60,7 +61,7 @@ def _lengths(split: Mapping[str, Any], points: list[str]) -> list[Any]:
     return [*(split["length"].get(point, "") for point in points), f"{split['truncated']:.1%}"]
 
 
-def _show_labels(splits: Mapping[str, Mapping[str, Any]]) -> None:
-    names = list(dict.fromkeys(label for split in splits.values() for label in split.get("labels", {})))
-    rows = [[name, *(split.get("labels", {}).get(name, 0) for split in splits.values())] for name in names]
-    tables.show(["label", *splits], rows, numbers=True)
+def _show_counts(splits: Mapping[str, Mapping[str, Any]], head: str, field: str) -> None:
+    names = list(dict.fromkeys(name for split in splits.values() for name in split.get(field, {})))
+    rows = [[name, *(split.get(field, {}).get(name, 0) for split in splits.values())] for name in names]
+    tables.show([head, *splits], rows, numbers=True)
