@@ -178,12 +178,12 @@ V3 = {**SECOND, "model_type": "deberta-v2", "conv_kernel_size": 0, "layer_norm_e
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({}, "deberta_v3_backbone"),
-        ({"layer_norm_eps": 1e-5}, "deberta"),
-        ({"hidden_act": "relu"}, "deberta"),
-        ({"embedding_size": 8}, "deberta"),
-        ({"type_vocab_size": 1}, "deberta"),
-        ({"position_buckets": 0}, "deberta"),
+        ({}, "DebertaV3Backbone"),
+        ({"layer_norm_eps": 1e-5}, "Functional"),
+        ({"hidden_act": "relu"}, "Functional"),
+        ({"embedding_size": 8}, "Functional"),
+        ({"type_vocab_size": 1}, "Functional"),
+        ({"position_buckets": 0}, "Functional"),
     ],
 )
 def test_kerashubs_class_reads_what_it_computes(
@@ -191,7 +191,7 @@ def test_kerashubs_class_reads_what_it_computes(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**V3, **change}), encoding="utf8")
     (tmp_path / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
-    assert kft.load_backbone(str(tmp_path), pretrained=False).model.name == name
+    assert type(kft.load_backbone(str(tmp_path), pretrained=False).model).__name__ == name
 
 
 @pytest.mark.parametrize(

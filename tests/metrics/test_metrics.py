@@ -21,6 +21,8 @@ def _perfect_and_worse(kind: str) -> tuple[object, object, object]:
         return np.eye(3, dtype=int), np.eye(3, dtype=int), np.zeros((3, 3), int)
     if kind == "values":
         return np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]), np.array([3.0, 2.5, 1.0])
+    if kind == "spans":
+        return [["the tower", "tower"], []], ["tower", ""], ["bridge", "tower"]
     return [["B-PER", "O"]], [["B-PER", "O"]], [["O", "O"]]
 
 
