@@ -8,8 +8,9 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def backend() -> str:
     from kft import backend as backends
 
     return backends.activate(BACKEND)
+
+
+@pytest.fixture(autouse=True)
+def whole_precision() -> Iterator[None]:
+    """Takes back the precision of a run, which would be that of the tests that follow in the same process."""
+    yield
+    keras = sys.modules.get("keras")
+    if keras is not None and hasattr(keras, "config"):
+        keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(scope="session")
