@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from kft.backbones import families, hugging_face, keras_hub, parts
+from kft.backbones import families, hugging_face, parts
 from kft.backbones.backbone import SCALINGS, Backbone, Below, Images
 from kft.backbones.families.family import load as of_table
 from kft.backbones.folders import ModelFolder, locate, tokenizer_folder
+from kft.backbones.hub.loading import from_configuration, from_folder, images_of, part_attention_dropout
 from kft.backbones.tokenizer import Tokenizer
 from kft.backbones.tokenizer_files import load as load_tokenizer
 from kft.errors import ModelError
@@ -80,7 +81,7 @@ def _of_hugging_face(folder: ModelFolder, config: Model) -> Backbone:
     if folder.format == "hugging_face" and (table := families.family_for(folder.config)):
         model, head = of_table(folder, config, table)
         if not table.drawn:
-            keras_hub.part_attention_dropout(model, config)
+            part_attention_dropout(model, config)
         if table.modality == "image":
             images = _images(model, "image", folder, config)
             return Backbone(model, "image", "mean", images=images, head=head, origin=origin)
@@ -88,7 +89,7 @@ def _of_hugging_face(folder: ModelFolder, config: Model) -> Backbone:
         own, images = table.own_head(folder.config), _images(model, table.modality, folder, config)
         tokenizer, below = _tokenizer(config, folder.path), own.below if own else Below()
         return Backbone(model, table.modality, pooling, tokenizer, images, head, below, origin)
-    model, modality, head = keras_hub.from_folder(folder, config)
+    model, modality, head = from_folder(folder, config)
     images = _images(model, modality, folder, config)
     if modality == "image":
         return Backbone(model, "image", _image_pooling(model), images=images, head=head, origin=origin)
@@ -105,7 +106,7 @@ def _images(model: Any, modality: str, folder: ModelFolder, config: Model) -> Im
         _refuse_size(folder, config, tuple(tensor.shape[-3:-1]))
     elif config.image_size:
         raise ModelError(f"model.image_size: '{folder.handle}' takes patches, of images of any size. Leave it out.")
-    return keras_hub.images_of(model, folder, config)
+    return images_of(model, folder, config)
 
 
 def _refuse_size(folder: ModelFolder, config: Model, declared: tuple[int | None, ...]) -> None:
@@ -161,13 +162,13 @@ def _from_saved_model(folder: ModelFolder, config: Model, progress: Progress | N
 
 
 def _from_configuration(config: Model) -> Backbone:
-    model = keras_hub.from_configuration(config)
+    model = from_configuration(config)
     origin: dict[str, str | None] = {"handle": config.architecture, "format": "configuration", "sha256": None}
     if isinstance(model.input, dict):
         if config.tokenizer is None:
             raise ModelError(f"{config.architecture} reads text: give model.tokenizer, a folder of tokenizer files.")
         return Backbone(model, "text", _pooling(model, None), _tokenizer(config, None), origin=origin)
-    images = keras_hub.images_of(model, None, config)
+    images = images_of(model, None, config)
     return Backbone(model, "image", _image_pooling(model), images=images, origin=origin)
 
 

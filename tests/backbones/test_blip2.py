@@ -120,7 +120,7 @@ def images() -> np.ndarray:
 
 
 def pixels() -> Any:
-    import torch
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     return torch.tensor(images().transpose(0, 3, 1, 2).copy())
 
@@ -135,7 +135,8 @@ def test_the_whole_has_the_states_of_queries_and_what_they_are_projected_to(
     kind: str, folder: Callable[[str], tuple[Path, Any]], same: Callable[..., None], tmp_path: Path
 ) -> None:
     import keras
-    import torch
+
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
     import transformers
 
     place, model = folder(kind)
@@ -163,7 +164,7 @@ def test_the_whole_has_the_states_of_queries_and_what_they_are_projected_to(
 def test_the_part_for_images_has_transformers_states(
     kind: str, folder: Callable[[str], tuple[Path, Any]], same: Callable[..., None], tmp_path: Path
 ) -> None:
-    import torch
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     place, model = folder(kind)
     if kind == "t5":  # saved alone
@@ -184,7 +185,7 @@ def test_the_part_for_images_has_transformers_states(
 def test_the_part_for_texts_has_transformers_states(
     kind: str, pooling: str, folder: Callable[[str], tuple[Path, Any]], same: Callable[..., None]
 ) -> None:
-    import torch
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
     import transformers
 
     place, _ = folder(kind)

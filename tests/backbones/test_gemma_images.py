@@ -102,7 +102,7 @@ def numbers(tensor: Any) -> np.ndarray:
 
 def theirs(model: Any, ids: np.ndarray, mask: np.ndarray, types: np.ndarray, images: np.ndarray | None) -> np.ndarray:
     """Returns transformers' states of the tokens that are no padding."""
-    import torch
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     more = {} if images is None else {"pixel_values": torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))}
     ids, mask, types = (torch.tensor(array).long() for array in (ids, mask, types))
@@ -221,7 +221,7 @@ def test_paligemma_has_transformers_states(
 def test_parts_of_gemma3_are_found_by_each_name(
     names: Any, backend: str, vocabulary: Path, same: Callable[..., None], tmp_path: Path
 ) -> None:
-    import torch
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     model = gemma3(tmp_path, vocabulary)
     if names:
@@ -247,7 +247,7 @@ def test_parts_of_gemma3_are_found_by_each_name(
 def test_the_tower_alone_has_transformers_states(
     changed: dict[str, Any], part: str, backend: str, vocabulary: Path, same: Callable[..., None], tmp_path: Path
 ) -> None:
-    import torch
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     transformers = pytest.importorskip("transformers")
     config = transformers.SiglipVisionConfig(**{**VISION, "num_hidden_layers": 2, **changed})

@@ -154,7 +154,8 @@ def test_packed_experts_give_what_transformers_gives_unpacked(
     published: Callable[[], tuple[Path, Any]], same: Callable[..., None], tmp_path: Path
 ) -> None:
     import keras
-    import torch
+
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     place, theirs = published()
     with torch.no_grad():

@@ -75,7 +75,8 @@ def test_the_whole_compares_images_with_texts(
     activation: str, folder: Callable[..., tuple[Path, Any]], same: Callable[..., None], tmp_path: Path
 ) -> None:
     import keras
-    import torch
+
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     place, model = folder(activation)
     backbone = kft.load_backbone(str(place))
@@ -100,7 +101,7 @@ def test_the_whole_compares_images_with_texts(
 def test_a_part_has_transformers_states(
     alone: bool, folder: Callable[..., tuple[Path, Any]], same: Callable[..., None], tmp_path: Path
 ) -> None:
-    import torch
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     place, model = folder()
     places = dict.fromkeys(("text", "image"), place)

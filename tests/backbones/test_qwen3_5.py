@@ -102,7 +102,7 @@ def texts(left: bool = False) -> tuple[np.ndarray, np.ndarray]:
 
 
 def wanted(model: Any, left: bool = False) -> np.ndarray:
-    import torch
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     ids, mask = texts(left)
     with torch.no_grad():
@@ -158,7 +158,8 @@ def test_padding_before_a_text_is_neither_read_nor_written(backend: str, vocabul
 def test_a_step_of_training_is_transformers_own(backend: str, vocabulary: Path, tmp_path: Path) -> None:
     """Gradients of all weights count, the way back through the whole length of a text too."""
     import keras
-    import torch
+
+    torch = pytest.importorskip("torch", reason="transformers' models, to compare with, run on torch")
 
     theirs = published("qwen3_5", tmp_path, vocabulary, whole=True, head=True)
     mine = kft.load_backbone(str(tmp_path), part="text").model

@@ -15,10 +15,9 @@ import numpy as np
 
 from kft.backbones.backbone import Below
 from kft.backbones.families import drawn
-from kft.backbones.families.family import Family, dense, norm, refuse
-from kft.backbones.hugging_face import ACTIVATIONS, Head
+from kft.backbones.families.family import Family, activation_of, dense, norm, refuse
+from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place
-from kft.errors import ModelError, unknown
 
 # Rows at the beginning of both tables of positions that no token ever has.
 SKIPPED = 2
@@ -67,7 +66,7 @@ def bart(
     """
     layers = keras.layers
     ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
-    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
+    function = drawn.function(activation)
     token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding")
     places = drawn.places_of(ids)
 
@@ -127,9 +126,6 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the activation is unknown, blocks are left out at random, or embeddings are not one table for both halves.
     """
-    activation = str(config.get("activation_function", "gelu"))
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("activation_function in config.json", activation, ACTIVATIONS))
     for field, wanted in FIXED.items():
         refuse(config, field, wanted, wanted)
     if config.get("decoder_start_token_id", 2) is None:
@@ -148,7 +144,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": config.get("dropout", 0.1),
         "attention_dropout": config.get("attention_dropout", 0.0),
         "activation_dropout": config.get("activation_dropout", 0.0),
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(config, "activation_function"),
         "embedding_scale": float(config["d_model"]) ** 0.5 if config.get("scale_embedding", False) else 1.0,
     }
 

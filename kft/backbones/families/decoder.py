@@ -69,23 +69,13 @@ def decoder(
     """
     layers, has = keras.layers, {"inputs": False, "output": False, "dense": False, **(biases or {})}
     ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
-    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
 
     def norm(x: Any, name: str) -> Any:
         return norms(epsilon=layer_norm_epsilon, name=name)(x)
 
-    def layer(x: Any, units: int, name: str, act: Any = None) -> Any:
-        made = layers.Dense(units, act, has["dense"], kernel_initializer=drawn.normal(), name=name)
-        return made(x)
-
-    def gated(x: Any, start: str) -> Any:
-        gate = layer(x, intermediate_dim, f"{start}_gate", function)
-        more = layers.Multiply(name=f"{start}_gated")([gate, layer(x, intermediate_dim, f"{start}_intermediate")])
-        return layer(more, hidden_dim, f"{start}_output")
-
     token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding")
     x, places = layers.Dropout(embedding_dropout, name="embeddings_dropout")(token(ids)), drawn.places_of(ids)
-    waves, seen = waves_of(places, turning), {window: seen_from(places, mask, window) for window in set(windows)}
+    waves, seen = waves_of(places, turning), {window: drawn.seen(places, mask, window) for window in set(windows)}
     for number, window in enumerate(windows):
         start = f"block_{number}"
         hidden = norm(x, f"{start}_attention_norm")
@@ -116,19 +106,15 @@ def decoder(
         )(more)
         more = layers.Dropout(dropout, name=f"{start}_attention_dropout")(more)
         after = layers.Add(name=f"{start}_attention_add")([x, more])
-        more = (feedforward or gated)(norm(x if parallel else after, f"{start}_norm"), start)
+        hidden = norm(x if parallel else after, f"{start}_norm")
+        more = (
+            feedforward(hidden, start)
+            if feedforward
+            else drawn.gated(hidden, intermediate_dim, start, activation, biased=has["dense"])
+        )
         x = layers.Add(name=f"{start}_add")([after, layers.Dropout(dropout, name=f"{start}_dropout")(more)])
     outputs = {"sequence_output": norm(x, "final_norm")}
     return keras.Model({"token_ids": ids, "padding_mask": mask}, outputs, name=name)
-
-
-def seen_from(places: Any, mask: Any, window: int | None) -> Any:
-    """Says which tokens a token sees, shape (batch, 1, tokens, tokens)."""
-    behind = places[:, :, None] - places[:, None, :]
-    near = behind >= 0
-    if window is not None:
-        near = keras.ops.logical_and(near, behind < window)
-    return keras.ops.logical_and(mask[:, None, None, :] > 0, near[:, None])
 
 
 def waves_of(places: Any, turning: Turning) -> tuple[Any, Any]:

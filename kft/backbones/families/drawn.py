@@ -118,6 +118,44 @@ def joined(x: Any, more: Any, start: str, rate: float, epsilon: float) -> Any:
     return keras.layers.LayerNormalization(epsilon=epsilon, name=f"{start}_layer_norm")(x)
 
 
+def gated(x: Any, inner: int, start: str, activation: str, *, biased: bool = False, rate: float = 0.0) -> Any:
+    """Returns what a block's dense layers give, the first of which is multiplied with its gate; as wide as `x`.
+
+    Args:
+        x: hidden states, shape (batch, tokens, width).
+        inner: width of gate and first layer.
+        start: of the layers' names.
+        activation: of the gate, by Keras' name, or KerasHub's `gelu_approximate`.
+        biased: whether the layers have biases.
+        rate: of dropout before the last layer.
+    """
+    layers = keras.layers
+
+    def dense(units: int, name: str, act: Any = None) -> Any:
+        return layers.Dense(units, act, biased, kernel_initializer=normal(), name=f"{start}_{name}")
+
+    gate, more = dense(inner, "gate", function(activation))(x), dense(inner, "intermediate")(x)
+    more = layers.Multiply(name=f"{start}_gated")([gate, more])
+    if rate:
+        more = layers.Dropout(rate, name=f"{start}_inner_dropout")(more)
+    return dense(x.shape[-1], "output")(more)
+
+
+def seen(places: Any, mask: Any, window: int | None = None) -> Any:
+    """Says which tokens a token sees of those before it and itself, shape (batch, 1, tokens, tokens).
+
+    Args:
+        places: from `places_of`.
+        mask: nonzero for tokens of the text, shape (batch, tokens).
+        window: how many it sees at most, or None for all.
+    """
+    behind = places[:, :, None] - places[:, None, :]
+    near = behind >= 0
+    if window is not None:
+        near = keras.ops.logical_and(near, behind < window)
+    return keras.ops.logical_and(mask[:, None, None, :] > 0, near[:, None])
+
+
 def places_of(ids: Any) -> Any:
     """Returns the tokens' places, from 0, shape (1, tokens)."""
     return keras.ops.cumsum(keras.ops.ones_like(ids[:1, :]), axis=1) - 1

@@ -83,9 +83,8 @@ def falcon(
 
     token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding")
     x, places = token(ids), drawn.places_of(ids)
-    before = places[:, None, :] <= places[:, :, None]
-    seen = keras.ops.logical_and(mask[:, None, :] > 0, before)
-    seen = seen[:, None] if groups is None else seen[:, None, None]
+    seen = drawn.seen(places, mask)
+    seen = seen if groups is None else seen[:, None]
     beside = _alibi(places, num_heads, groups, hidden_dim // num_heads) if alibi else None
     for number in range(num_layers):
         start = f"block_{number}"

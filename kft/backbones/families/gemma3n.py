@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kft.backbones.families.family import Family, dense, refuse
+from kft.backbones.families.family import Family, activation_of, dense, refuse
 from kft.backbones.families.gemma3n_graph import FULL, NEAR, gemma3n_text
-from kft.backbones.hugging_face import ACTIVATIONS
 from kft.backbones.places import Place
 from kft.errors import ModelError, unknown
 
@@ -47,9 +46,6 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     refuse(config, "altup_coef_clip", 120.0, 120.0)
     said = {**DEFAULTS, **config}
     kinds = _kinds(said)
-    activation = str(said["hidden_activation"])
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("hidden_activation in config.json", activation, ACTIVATIONS))
     ropes = {kind: _rope(config, kind) for kind in ROPES}
     return {
         "vocabulary_size": said["vocab_size"],
@@ -70,7 +66,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "active": said["altup_active_idx"],
         "laurel_rank": said["laurel_rank"],
         "attention_dropout": said["attention_dropout"] or 0.0,
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(said, "hidden_activation"),
         "layer_norm_epsilon": said["rms_norm_eps"],
         "biased": bool(said["attention_bias"]),
         "scaled": bool(said["altup_correct_scale"]),

@@ -120,7 +120,7 @@ def gemma3n_text(
         A `keras.Model` from `token_ids` and `padding_mask`, each of shape (batch, tokens), to a dict of `sequence_output`,
         shape (batch, tokens, hidden_dim).
     """
-    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
+    function = drawn.function(activation)
     whole = _Drawn("", layer_norm_epsilon, hidden_dim, streams, active, function)
     ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
     x = _embedding(vocabulary_size, hidden_dim, "token_embedding")(ids) * hidden_dim**0.5

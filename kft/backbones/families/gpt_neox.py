@@ -12,10 +12,10 @@ import keras
 from kft.backbones.families import drawn, rotary
 from kft.backbones.families.bloom import of_each_head
 from kft.backbones.families.decoder import blocks, decoder
-from kft.backbones.families.family import Family, dense, norm, refuse
+from kft.backbones.families.family import Family, activation_of, dense, norm, refuse
 from kft.backbones.families.rotary import Rotary
 from kft.backbones.families.turning import turning
-from kft.backbones.hugging_face import ACTIVATIONS, DECODER
+from kft.backbones.hugging_face import DECODER
 from kft.backbones.places import Place
 from kft.errors import ModelError, unknown
 
@@ -98,7 +98,7 @@ def gpt_neox(hidden_dim: int, intermediate_dim: int, activation: str, **measures
     Returns:
         A `keras.Model` as that of `decoder`.
     """
-    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
+    function = drawn.function(activation)
 
     def made(x: Any, units: int, name: str, act: Any = None) -> Any:
         return keras.layers.Dense(units, act, kernel_initializer=drawn.normal(), name=name)(x)
@@ -117,9 +117,7 @@ def drawn_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the activation is unknown, or rotary frequencies are scaled in another way.
     """
-    heads, activation = config["num_attention_heads"], str(config.get("hidden_act", "gelu"))
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
+    heads = config["num_attention_heads"]
     turned = rotary.read(config, "rotary_emb_base", "rotary_pct", 0.25)
     _refuse_odd(config, turned)
     head_dim, rate = config["hidden_size"] // heads, config.get("hidden_dropout", 0.0)
@@ -136,7 +134,7 @@ def drawn_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": rate,
         "embedding_dropout": rate,
         "attention_dropout": config.get("attention_dropout", 0.0),
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(config, "hidden_act"),
         "biases": dict.fromkeys(("inputs", "output"), bool(config.get("attention_bias", True))),
         "parallel": bool(config.get("use_parallel_residual", True)),
     }

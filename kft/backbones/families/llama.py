@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kft.backbones import hub_types
 from kft.backbones.families import rotary
 from kft.backbones.families.decoder import decoder, places
-from kft.backbones.families.family import Family, refuse
+from kft.backbones.families.family import Family, activation_of, refuse
 from kft.backbones.families.turning import turning
-from kft.backbones.hugging_face import ACTIVATIONS, NEWER_DECODER
-from kft.errors import ModelError, unknown
+from kft.backbones.hub import kinds
+from kft.backbones.hub.types import TYPES
+from kft.backbones.hugging_face import NEWER_DECODER
+from kft.errors import ModelError
 
 # The field that says whether layers have biases; True where they always have them.
 BIASES: dict[str, dict[str, Any]] = {
@@ -29,7 +30,7 @@ def of(config: Mapping[str, Any]) -> Family | None:
     """Returns how the family's models are read here, or None where KerasHub's class computes what `config.json` says."""
     kind = str(config["model_type"])
     try:
-        hub_types.arguments(config, hub_types.TYPES[kind])
+        kinds.arguments(config, TYPES[kind])
     except ModelError:
         return FAMILY
     except KeyError:
@@ -44,9 +45,6 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: if the activation is unknown, or rotary frequencies are scaled in another way.
     """
     kind, heads = str(config["model_type"]), config["num_attention_heads"]
-    activation = str(config.get("hidden_act", "silu"))
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
     turned = rotary.read(config, "rope_theta", "partial_rotary_factor", 1.0)
     refuse({**config, "partial_rotary_factor": turned.share}, "partial_rotary_factor", 1.0)
     usual = 128 if kind == "qwen3" else config["hidden_size"] // heads
@@ -63,7 +61,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "name": kind,
         "layer_norm_epsilon": config.get("rms_norm_eps", 1e-6),
         "attention_dropout": config.get("attention_dropout") or 0.0,
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(config, "hidden_act", "silu"),
         "biases": {part: field is True or bool(config.get(field)) for part, field in BIASES[kind].items()},
         "normed_heads": kind == "qwen3",
     }

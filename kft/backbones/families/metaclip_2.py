@@ -46,9 +46,7 @@ def _texts(ids: Any, mask: Any, tower: Tower, vocabulary_size: int, positions: i
     x = keras.layers.Add(name="text_embeddings")(
         [x, keras_hub.layers.PositionEmbedding(positions, drawn.normal(), name="text_position_embedding")(x)]
     )
-    places = drawn.places_of(ids)
-    before = places[:, :, None] >= places[:, None, :]
-    seen = keras.ops.logical_and(mask[:, None, None, :] > 0, before[:, None])
+    seen = drawn.seen(drawn.places_of(ids), mask)
     return tower.norm("text_last_norm")(tower.blocks(x, seen, "text_block"))
 
 

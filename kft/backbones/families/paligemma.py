@@ -14,9 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from kft.backbones import hub_types
 from kft.backbones.families.family import Family, dense, norm
-from kft.backbones.hub_types import SPELLINGS, TYPES, require
+from kft.backbones.hub import kinds
+from kft.backbones.hub.configs import completed
+from kft.backbones.hub.gemma import SPELLINGS, steeper, tower
+from kft.backbones.hub.types import TYPES
 from kft.backbones.places import Place
 
 # Gemma 2's.
@@ -34,12 +36,12 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the tower or the Gemma computes something that KerasHub does not.
     """
-    text, vision = _text(config), hub_types.tower(config)
-    require(text, "model_type", text["model_type"], ("gemma", "gemma2"))
-    hub_types.arguments(text, TYPES[text["model_type"]])
+    text, vision = _text(config), tower(config)
+    kinds.require(text, "model_type", text["model_type"], ("gemma", "gemma2"))
+    kinds.arguments(text, TYPES[text["model_type"]])
     second = text["model_type"] == "gemma2"
     if second and text["sliding_window"] < WINDOW:
-        require(text, "sliding_window", text["sliding_window"], (f"{WINDOW} or more",))
+        kinds.require(text, "sliding_window", text["sliding_window"], (f"{WINDOW} or more",))
     return {
         "vocabulary_size": text["vocab_size"],
         "image_size": vision["image_size"],
@@ -64,7 +66,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _text(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what is said of the Gemma, without how it sees by itself: here image and prompt are always seen whole."""
-    return {**hub_types.completed(config)["text_config"], "use_bidirectional_attention": None}
+    return {**completed(config)["text_config"], "use_bidirectional_attention": None}
 
 
 def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
@@ -91,7 +93,7 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
 
 def _block(block: Any, start: str, text: Mapping[str, Any]) -> Iterator[Place]:
     attention, second = block.attention, text["model_type"] == "gemma2"
-    factor = hub_types.steeper(text) if second else 1.0
+    factor = steeper(text) if second else 1.0
     for layer, name, scale in (
         (attention.query_dense, "q_proj", factor),
         (attention.key_dense, "k_proj", 1.0),

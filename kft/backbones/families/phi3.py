@@ -12,12 +12,12 @@ import numpy as np
 
 from kft.backbones.families import rotary
 from kft.backbones.families.decoder import blocks, decoder, norm_place
-from kft.backbones.families.family import Family, dense, refuse
+from kft.backbones.families.family import Family, activation_of, dense, refuse
 from kft.backbones.families.rotary import Rotary
 from kft.backbones.families.turning import turning
-from kft.backbones.hugging_face import ACTIVATIONS, NEWER_DECODER
+from kft.backbones.hugging_face import NEWER_DECODER
 from kft.backbones.places import Place
-from kft.errors import ModelError, unknown
+from kft.errors import ModelError
 
 # What LongRoPE has been called in Phi-3's own files.
 LONG = ("longrope", "su", "yarn")
@@ -121,9 +121,7 @@ def drawn_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: if the activation is unknown, or rotary frequencies are scaled in another way than Phi-3's.
     """
-    heads, activation = config["num_attention_heads"], str(config.get("hidden_act", "silu"))
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
+    heads = config["num_attention_heads"]
     turned = rotary.read(config, "rope_theta", "partial_rotary_factor", 1.0)
     rotary.refuse(config, turned, ("default", *LONG))
     if turned.kind in LONG:
@@ -142,7 +140,7 @@ def drawn_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "layer_norm_epsilon": config.get("rms_norm_eps", 1e-5),
         "dropout": config.get("resid_pdrop", 0.0),
         "attention_dropout": config.get("attention_dropout", 0.0),
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(config, "hidden_act", "silu"),
     }
 
 

@@ -15,9 +15,9 @@ import keras
 import numpy as np
 
 from kft.backbones.families import decoder, delta, drawn, experts, rotary
-from kft.backbones.families.family import Family, dense, refuse
+from kft.backbones.families.family import Family, activation_of, dense, refuse
 from kft.backbones.families.turning import Turning, turning
-from kft.backbones.hugging_face import ACTIVATIONS, NEWER_DECODER
+from kft.backbones.hugging_face import NEWER_DECODER
 from kft.backbones.places import Place
 from kft.errors import ModelError, unknown
 
@@ -70,7 +70,7 @@ def qwen3_5(
     """
     layers, sizes = keras.layers, delta.Measures(**linear)
     ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
-    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
+    function = drawn.function(activation)
 
     def norm(x: Any, name: str) -> Any:
         return layers.RMSNormalization(epsilon=layer_norm_epsilon, name=name)(x)
@@ -80,7 +80,7 @@ def qwen3_5(
 
     token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding")
     x, places = token(ids), drawn.places_of(ids)
-    seen, waves = decoder.seen_from(places, mask, None), decoder.waves_of(places, turning)
+    seen, waves = drawn.seen(places, mask), decoder.waves_of(places, turning)
     for number, kind in enumerate(layer_types):
         start = f"block_{number}"
         hidden = norm(x, f"{start}_attention_layer_norm")
@@ -93,9 +93,9 @@ def qwen3_5(
         hidden = norm(x, f"{start}_layer_norm")
         if num_experts:
             inner = (intermediate_dim, shared_expert_intermediate_dim)
-            found = _mixture(hidden, start, num_experts, top_k, inner, function)
+            found = _mixture(hidden, start, num_experts, top_k, inner, activation)
         else:
-            found = _gated(hidden, intermediate_dim, start, function)
+            found = drawn.gated(hidden, intermediate_dim, start, activation)
         x = more(x, found, start)
     x = norm(x, "final_layer_norm")
     return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": x}, name="qwen3_5")
@@ -115,7 +115,7 @@ def _attention(
 
     Args:
         x: hidden states, shape (batch, tokens, width).
-        seen: which tokens a token sees, from `decoder.seen_from`.
+        seen: which tokens a token sees, from `drawn.seen`.
         waves: of the positions, from `decoder.waves_of`.
         start: of its layers' names.
         sizes: heads of queries, heads of keys and values, and the width of a head.
@@ -149,17 +149,7 @@ def _attention(
     )(found * keras.ops.sigmoid(both[..., size:]))
 
 
-def _gated(x: Any, inner: int, start: str, activation: Any) -> Any:
-    """Returns what a gated pair of dense layers of the width `inner` and a third one give."""
-
-    def dense(units: int, name: str, act: Any = None) -> Any:
-        return keras.layers.Dense(units, act, False, kernel_initializer=drawn.normal(), name=f"{start}_{name}")
-
-    both = [dense(inner, "gate", activation)(x), dense(inner, "intermediate")(x)]
-    return dense(x.shape[-1], "output")(keras.layers.Multiply(name=f"{start}_gated")(both))
-
-
-def _mixture(x: Any, start: str, count: int, chosen: int, inner: tuple[int, int], activation: Any) -> Any:
+def _mixture(x: Any, start: str, count: int, chosen: int, inner: tuple[int, int], activation: str) -> Any:
     """Returns what each token's chosen experts give, and what the one gives that all tokens share, as far as it is open.
 
     Args:
@@ -173,12 +163,12 @@ def _mixture(x: Any, start: str, count: int, chosen: int, inner: tuple[int, int]
     own, shared = inner
 
     def between(x: Any) -> Any:
-        gate = keras.layers.Activation(activation, name=f"{start}_experts_gate")(x[..., :own])
+        gate = keras.layers.Activation(drawn.function(activation), name=f"{start}_experts_gate")(x[..., :own])
         return gate * x[..., own:]
 
     found = experts.routed(x, start, count, chosen, 2 * own, between, biased=False)
     opened = keras.layers.Dense(1, "sigmoid", False, kernel_initializer=drawn.normal(), name=f"{start}_shared_open")(x)
-    return found + _gated(x, shared, f"{start}_shared", activation) * opened
+    return found + drawn.gated(x, shared, f"{start}_shared", activation) * opened
 
 
 # What transformers takes where a file leaves it out.
@@ -200,9 +190,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
             attention has no gate.
     """
     config = {**DEFAULTS, **config}
-    activation, kinds = str(config.get("hidden_act", "silu")), _kinds(config)
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("hidden_act in config.json", activation, ACTIVATIONS))
+    kinds = _kinds(config)
     for kind in kinds:
         if kind not in (LINEAR, FULL):
             raise ModelError(unknown("layer_types in config.json", str(kind), (LINEAR, FULL)))
@@ -229,7 +217,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "attention_bias": bool(config.get("attention_bias")),
         "dropout": 0.0,
         "attention_dropout": config.get("attention_dropout", 0.0),
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(config, "hidden_act", "silu"),
         "layer_norm_epsilon": config.get("rms_norm_eps", 1e-6),
     }
 

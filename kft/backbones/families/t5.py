@@ -64,7 +64,7 @@ def t5(
     """
     layers = keras.layers
     ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
-    function = keras.saving.get_registered_object(f"keras_hub>{activation}") or activation
+    function = drawn.function(activation)
 
     def norm(x: Any, name: str) -> Any:
         return layers.RMSNormalization(epsilon=layer_norm_epsilon, name=name)(x)
@@ -186,7 +186,7 @@ def arguments_of_whole(config: Mapping[str, Any]) -> dict[str, Any]:
         "key_value_dim": found["head_dim"],
         "intermediate_dim": found["intermediate_dim"],
         "dropout": found["dropout"],
-        "activation": keras.saving.get_registered_object(f"keras_hub>{found['activation']}") or found["activation"],
+        "activation": drawn.function(found["activation"]),
         "use_gated_activation": found["gated"],
         "layer_norm_epsilon": found["layer_norm_epsilon"],
     }

@@ -16,10 +16,9 @@ import keras_hub
 import numpy as np
 
 from kft.backbones.families import drawn, rotary
-from kft.backbones.families.family import Family, dense, refuse
-from kft.backbones.hugging_face import ACTIVATIONS, Head
+from kft.backbones.families.family import Family, activation_of, dense, refuse
+from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place
-from kft.errors import ModelError, unknown
 
 FULL, NEAR = "full_attention", "sliding_attention"
 Config = Mapping[str, Any]
@@ -205,14 +204,7 @@ class _Stack:
         return keras.layers.Dropout(self.dropout, name=f"{self.start}final_dropout")(x)
 
     def _dense(self, x: Any, start: str) -> Any:
-        blocks, layers = self.blocks, keras.layers
-        function = keras.saving.get_registered_object(f"keras_hub>{blocks.activation}") or blocks.activation
-        plain = {"use_bias": False, "kernel_initializer": drawn.normal()}
-        more = layers.Dense(blocks.intermediate_dim, activation=function, name=f"{start}_intermediate", **plain)(x)
-        gate = layers.Dense(blocks.intermediate_dim, name=f"{start}_gate", **plain)(x)
-        more = layers.Multiply(name=f"{start}_gated")([more, gate])
-        more = layers.Dropout(self.dropout, name=f"{start}_inner_dropout")(more)
-        return layers.Dense(blocks.hidden_dim, name=f"{start}_output", **plain)(more)
+        return drawn.gated(x, self.blocks.intermediate_dim, start, self.blocks.activation, rate=self.dropout)
 
     def _attention(self, x: Any, seen: Any, mask: Any, start: str, kind: str = "") -> Any:
         """Returns attention of `x` to `seen`; with a kind of block both are turned by their positions."""
@@ -304,9 +296,6 @@ def _common(config: Config, encoder: Config) -> dict[str, Any]:
 
 
 def _blocks(config: Config, part: Config, window: tuple[int, int], every: int = 2) -> dict[str, Any]:
-    activation = str(part.get("hidden_activation", "gelu_pytorch_tanh"))
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("hidden_activation in config.json", activation, ACTIVATIONS))
     usual = [NEAR if (number + 1) % every else FULL for number in range(part["num_hidden_layers"])]
     return {
         "layer_types": list(part.get("layer_types") or usual),
@@ -320,7 +309,7 @@ def _blocks(config: Config, part: Config, window: tuple[int, int], every: int = 
         "scale": part.get("query_pre_attn_scalar", 256) ** -0.5,
         # Where the file leaves it out, the first kind has Gemma 2's, the second none.
         "soft_cap": part.get("attn_logit_softcapping", 50.0 if every == 2 else None),
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(part, "hidden_activation", "gelu_pytorch_tanh"),
         "layer_norm_epsilon": part.get("rms_norm_eps", 1e-6),
         "biased": bool(part.get("attention_bias")),
         "normed": False,
@@ -361,7 +350,7 @@ def _block(found: Mapping[str, Any], block: str, start: str) -> Iterator[Place]:
                 yield _norm(norm, f"{start}.{name}.{part[0]}_norm")
     yield _norm(found[f"{block}_norm"], f"{start}.pre_feedforward_layernorm")
     yield _norm(found[f"{block}_after_norm"], f"{start}.post_feedforward_layernorm")
-    for layer, name in (("intermediate", "gate_proj"), ("gate", "up_proj"), ("output", "down_proj")):
+    for layer, name in (("gate", "gate_proj"), ("intermediate", "up_proj"), ("output", "down_proj")):
         yield from dense(found[f"{block}_{layer}"], f"{start}.mlp.{name}")
 
 

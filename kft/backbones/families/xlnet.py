@@ -15,10 +15,9 @@ import keras
 import numpy as np
 
 from kft.backbones.families import drawn
-from kft.backbones.families.family import Family, dense, norm, refuse
-from kft.backbones.hugging_face import ACTIVATIONS, Head
+from kft.backbones.families.family import Family, activation_of, dense, norm, refuse
+from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place
-from kft.errors import ModelError, unknown
 
 
 def xlnet(
@@ -160,9 +159,6 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: if the activation is unknown, the model reads from left to right, or its head is of another kind than XLNet's
             makers gave it.
     """
-    activation = str(config.get("ff_activation", "gelu"))
-    if activation not in ACTIVATIONS:
-        raise ModelError(unknown("ff_activation in config.json", activation, ACTIVATIONS))
     heads, width, pooler = config["n_head"], config["d_model"], _has_pooler(config)
     for field, wanted in (READ | SUMMARY if pooler else READ).items():
         refuse(config, field, wanted, wanted)
@@ -176,7 +172,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "farthest": max(config.get("clamp_len", -1), 0),
         "dropout": config.get("dropout", 0.1),
         "attention_dropout": config.get("dropout", 0.1),
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(config, "ff_activation"),
         "layer_norm_epsilon": config.get("layer_norm_eps", 1e-12),
         "pooler": pooler,
     }

@@ -16,7 +16,9 @@ from kft import backend
 from kft.backbones import converted, initial
 from kft.backbones.backbone import Images, Modality, PublishedHead
 from kft.backbones.folders import ModelFolder
-from kft.backbones.hub_types import TYPES, HubType, adapted, arguments, completed
+from kft.backbones.hub.configs import adapted, completed
+from kft.backbones.hub.kinds import HubType, arguments
+from kft.backbones.hub.types import TYPES
 from kft.backbones.hugging_face import head_of
 from kft.backbones.parts import PARTS
 from kft.errors import KftError, ModelError, listed, unknown
