@@ -24,7 +24,7 @@ def _variables(tf: Any, scope: str, shapes: dict[str, tuple[int, ...]], seed: in
     return found
 
 
-def _bert_shapes(narrow: int | None) -> dict[str, tuple[int, ...]]:
+def _bert_shapes(narrow: int | None, shared: bool) -> dict[str, tuple[int, ...]]:
     size, first = WIDTH // HEADS, narrow or WIDTH
     shapes: dict[str, tuple[int, ...]] = {
         "word_embeddings/embeddings": (WORDS, first),
@@ -36,7 +36,7 @@ def _bert_shapes(narrow: int | None) -> dict[str, tuple[int, ...]]:
         "pooler_transform/kernel": (WIDTH, WIDTH),
         "pooler_transform/bias": (WIDTH,),
     }
-    for start in dict.fromkeys(_starts(narrow)):
+    for start in dict.fromkeys(_starts(shared)):
         for part in ("query", "key", "value"):
             shapes[f"{start}self_attention/{part}/kernel"] = (WIDTH, HEADS, size)
             shapes[f"{start}self_attention/{part}/bias"] = (HEADS, size)
@@ -51,21 +51,21 @@ def _bert_shapes(narrow: int | None) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _starts(narrow: int | None) -> list[str]:
+def _starts(shared: bool) -> list[str]:
     """Returns what the names of each pass' weights begin with; ALBERT passes one block again and again."""
-    return ["transformer/" if narrow else f"transformer/layer_{number}/" for number in range(BLOCKS)]
+    return ["transformer/" if shared else f"transformer/layer_{number}/" for number in range(BLOCKS)]
 
 
-def _bert(tf: Any, vocabulary: Path | None, lower: bool, narrow: int | None = None) -> Any:
+def _bert(tf: Any, vocabulary: Path | None, lower: bool, narrow: int | None = None, shared: bool = False) -> Any:
     """Returns a BERT that is called as TF-Hub's encoders are; its dropout is none, so that runs can be compared.
 
-    With embeddings that are narrower than its block it is an ALBERT.
+    With embeddings that are narrower than its blocks it is an ELECTRA, and an ALBERT if these are all the same.
     """
 
     class Bert(tf.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.weights = _variables(tf, "", _bert_shapes(narrow), 0)
+            self.weights = _variables(tf, "", _bert_shapes(narrow, shared), 0)
             self.variables_in_order = list(self.weights.values())
             if vocabulary is not None:
                 self.vocab_file = tf.saved_model.Asset(str(vocabulary))
@@ -98,7 +98,7 @@ def _bert(tf: Any, vocabulary: Path | None, lower: bool, narrow: int | None = No
             x = self._dense(x, "embedding_projection", "btw,wv->btv") if narrow else x
             away = (1.0 - tf.cast(inputs["input_mask"], tf.float32))[:, None, None, :] * -1e9
             states = []
-            for start in _starts(narrow):
+            for start in _starts(shared):
                 q, k, v = (
                     self._dense(x, f"{start}self_attention/{part}", "btw,whd->bthd")
                     for part in ("query", "key", "value")
@@ -129,23 +129,29 @@ def _reusable(tf: Any, module: Any, called: Any) -> Any:
 @pytest.fixture(scope="session")
 def hub_bert(backend: str, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT encoder as TF-Hub has them, its vocabulary among its assets."""
-    return _encoder(vocabulary, tmp_path_factory, None)
+    return _encoder(vocabulary, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def hub_albert(backend: str, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ALBERT, whose block is passed twice."""
-    return _encoder(vocabulary, tmp_path_factory, 12)
+    return _encoder(vocabulary, tmp_path_factory, narrow=12, shared=True)
 
 
-def _encoder(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory, narrow: int | None) -> Path:
+@pytest.fixture(scope="session")
+def hub_electra(backend: str, vocabulary: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ELECTRA, whose embeddings are narrower than its blocks."""
+    return _encoder(vocabulary, tmp_path_factory, narrow=12)
+
+
+def _encoder(vocabulary: Path, tmp_path_factory: pytest.TempPathFactory, **shape: Any) -> Path:
     import tensorflow as tf
 
     folder = tmp_path_factory.mktemp("hub") / "encoder"
     lines = (vocabulary / "vocab.txt").read_text(encoding="utf8").splitlines()
     words = tmp_path_factory.mktemp("hub-words") / "vocab.txt"
     words.write_text("\n".join([*lines, *(f"more{n}" for n in range(WORDS))][:WORDS]) + "\n", encoding="utf8")
-    bert = _bert(tf, words, lower=True, narrow=narrow)
+    bert = _bert(tf, words, lower=True, **shape)
     made = _reusable(tf, bert, bert.called)
     made.variables = [*bert.variables_in_order, bert.do_lower_case]  # as the model garden's export has it
     made.trainable_variables = bert.variables_in_order
