@@ -39,6 +39,7 @@ class ModelFolder:
         sha256: digest of the fetched file, or of the weight files.
         within: what stands before the names of the weights that count, where they are those of a part of the model; the
             first that is there.
+        beside: how the names of weights begin that count beside those.
     """
 
     handle: str
@@ -47,6 +48,7 @@ class ModelFolder:
     config: dict[str, Any]
     sha256: str | None = None
     within: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     def tensors(self) -> Tensors:
         """Returns the weights, each to be read when it is asked for.
@@ -54,7 +56,7 @@ class ModelFolder:
         Raises:
             ModelError: if there are none, a part is missing or broken, or they are torch's and torch is not installed.
         """
-        return opened(self.path).within(self.within)
+        return opened(self.path).within(self.within, self.beside)
 
 
 def locate(

@@ -14,6 +14,9 @@ from kft.backbones.backbone import Backbone
 from kft.backbones.folders import ModelFolder
 from kft.errors import ModelError, unknown
 
+# What the whole's config.json says of a head that is on a part.
+HEAD = ("architectures", "id2label")
+
 
 @dataclass(frozen=True)
 class Part:
@@ -23,6 +26,7 @@ class Part:
         kind: the `model_type` it is read as; empty where it is cut out of the whole.
         config: the field of `config.json` that is its own; a dot leads into a field. Empty where it shares the whole one's.
         prefixes: what stands before the names of its weights; the first that is there counts, and all others are no part's.
+        heads: how the names of weights begin that are of a head on it, which the whole was published with.
         cut: takes it out of the whole model, where it has no `kind`.
         of: which part it is, where `config.json` tells.
         alone: says of `config.json` whether the model has nothing but this part.
@@ -31,6 +35,7 @@ class Part:
     kind: str = ""
     config: str = ""
     prefixes: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     cut: Callable[[Any], Any] | None = None
     of: Callable[[Mapping[str, Any]], Part] | None = None
     alone: Callable[[Mapping[str, Any]], bool] = lambda config: False
@@ -51,7 +56,9 @@ class Part:
                 f"'{folder.path / 'config.json'}' has no {self.config}, which a {folder.config['model_type']} has. "
                 "Get the file again."
             )
-        return dataclasses.replace(folder, config={**own, "model_type": self.kind}, within=self.prefixes)
+        head = {name: folder.config[name] for name in HEAD if self.heads and name in folder.config}
+        config = {**own, **head, "model_type": self.kind}
+        return dataclasses.replace(folder, config=config, within=self.prefixes, beside=self.heads)
 
     def cut_out(self, whole: Backbone, wanted: str) -> Backbone:
         """Returns the backbone that this part is, given the whole one; one that was read by itself is returned as it is."""
@@ -109,12 +116,12 @@ PARTS: dict[str, dict[str, Part]] = {
     "t5gemma": {"text": Part("t5gemma-encoder", alone=lambda config: config.get("is_encoder_decoder", True) is False)},
     "t5gemma2": {"text": Part("t5gemma2-encoder")},
     "gemma3": {
-        "text": Part("gemma3_text", "text_config", ("language_model.model.", "model.language_model.")),
+        "text": Part("gemma3_text", "text_config", ("language_model.model.", "model.language_model."), ("score.",)),
         "image": TOWER,
     },
     "paligemma": {"text": Part(cut=_prompts), "image": TOWER},
     "siglip": {"image": Part("siglip_vision_model", "vision_config", ("vision_model.",))},
-    "qwen3_5": {"text": Part("qwen3_5_text", "text_config", ("model.language_model.", "language_model."))},
+    "qwen3_5": {"text": Part("qwen3_5_text", "text_config", ("model.language_model.", "language_model."), ("score.",))},
     "qwen3_5_moe": {"text": Part("qwen3_5_moe_text", "text_config", ("model.language_model.", "language_model."))},
 }
 

@@ -66,11 +66,12 @@ class Tensors:
         """
         return Tensors({_renamed(name, names): read for name, read in self._readers.items()}, self.place)
 
-    def within(self, prefixes: Sequence[str]) -> Tensors:
+    def within(self, prefixes: Sequence[str], beside: tuple[str, ...] = ()) -> Tensors:
         """Returns the tensors of a part of a model by the names they have there.
 
         Args:
             prefixes: what stands before the names of the part's tensors; the first that is there counts. None: all tensors.
+            beside: how the names of tensors begin that are the part's too, and keep them.
 
         Raises:
             ModelError: if none of these is there.
@@ -81,7 +82,8 @@ class Tensors:
             if own := {
                 name.removeprefix(prefix): read for name, read in self._readers.items() if name.startswith(prefix)
             }:
-                return Tensors(own, self.place)
+                more = {name: read for name, read in self._readers.items() if beside and name.startswith(beside)}
+                return Tensors(own | more, self.place)
         raise ModelError(
             f"'{self.place}' has no weights whose names begin with {' or '.join(prefixes)}, as those of the part that "
             "model.part asks for do. Give a folder with the whole model."

@@ -43,6 +43,26 @@ DEBERTA = {
     "type_vocab_size": 0,
 }
 MODERNBERT = {**SIZES, **dict.fromkeys(("eos_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 0)}
+TEXT = {**DECODER, "head_dim": 8, "num_hidden_layers": 6, "eos_token_id": 1}
+# Models that read images too: their head is on the part for texts.
+WHOLE: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": TEXT,
+        "vision_config": {**SIZES, "image_size": 16, "patch_size": 2, "vision_use_head": False},
+        "mm_tokens_per_image": 4,
+    },
+    "qwen3_5": {
+        "text_config": {
+            **TEXT,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 4,
+            "linear_value_head_dim": 6,
+            "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]},
+        },
+        "vision_config": {"depth": 1, "hidden_size": 8, "num_heads": 2, "intermediate_size": 12, "out_hidden_size": 16},
+    },
+}
 ALL = ("SequenceClassification", "TokenClassification", "QuestionAnswering")
 # The fields of config.json, and the heads that transformers has of the type.
 TYPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -60,6 +80,7 @@ TYPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "llama": (DECODER, ALL),
     "phi3": (DECODER, ("SequenceClassification", "TokenClassification")),
     "qwen3": ({**DECODER, "head_dim": 8}, ("SequenceClassification", "QuestionAnswering")),
+    **{kind: (fields, ("SequenceClassification",)) for kind, fields in WHOLE.items()},
     "t5": ({"vocab_size": 80, "d_model": 16, "d_kv": 8, "num_layers": 2, "num_heads": 2}, ("TokenClassification",)),
 }
 
@@ -99,10 +120,11 @@ def test_a_published_head_has_transformers_logits(
     model = shaken(kind, head)
     model.save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
-    padding = model.config.pad_token_id or 0
+    padding = model.config.get_text_config().pad_token_id or 0
     mask = np.ones_like(MASK) if kind == "fnet" else MASK  # its attention is none, and it sees padding
     ids = np.where(mask == 1, np.where(padding == IDS, 5, IDS), padding)
-    classifier = kft.published_classifier(kft.load_backbone(str(tmp_path)))
+    backbone = kft.load_backbone(str(tmp_path), part="text" if kind in WHOLE else "auto")
+    classifier = kft.published_classifier(backbone)
     inputs = {"token_ids": ids, "padding_mask": mask, "segment_ids": np.zeros_like(ids)}
     found = classifier({name: inputs[name] for name in classifier.input}, training=False)
     mine, theirs = np.asarray(keras.ops.convert_to_numpy(found)), wanted(model, ids, mask)
