@@ -162,6 +162,22 @@ def refuse(config: Mapping[str, Any], field: str, wanted: Any, default: Any = No
         )
 
 
+def computes(arguments: Callable[[Mapping[str, Any]], Any], config: Mapping[str, Any]) -> bool:
+    """Says whether a class computes what `config.json` says, going by what reads its arguments.
+
+    Args:
+        arguments: raises `ModelError` where it does not.
+        config: `config.json`; a field that is not there is said where the model is built.
+    """
+    try:
+        arguments(config)
+    except ModelError:
+        return False
+    except KeyError:
+        pass
+    return True
+
+
 def activation_of(config: Mapping[str, Any], field: str, default: str = "gelu") -> str:
     """Returns the activation that a field names, by Keras' name or KerasHub's `gelu_approximate`.
 

@@ -12,7 +12,7 @@ import keras
 from kft.backbones.families import drawn, rotary
 from kft.backbones.families.bloom import of_each_head
 from kft.backbones.families.decoder import blocks, decoder
-from kft.backbones.families.family import Family, activation_of, dense, norm, refuse
+from kft.backbones.families.family import Family, activation_of, computes, dense, norm, refuse
 from kft.backbones.families.rotary import Rotary
 from kft.backbones.families.turning import turning
 from kft.backbones.hugging_face import DECODER
@@ -27,13 +27,7 @@ BUFFERS = tuple(f"layers.{n}.attention.{name}" for n in range(128) for name in (
 
 def of(config: Mapping[str, Any]) -> Family:
     """Returns the table for KerasHub's class, or for a graph of kft's own where that computes otherwise."""
-    try:
-        arguments(config)
-    except ModelError:
-        return DRAWN
-    except KeyError:
-        pass  # a field is not there, which is said where the model is built
-    return FAMILY
+    return FAMILY if computes(arguments, config) else DRAWN
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,12 +10,11 @@ from typing import Any
 
 from kft.backbones.families import rotary
 from kft.backbones.families.decoder import decoder, places
-from kft.backbones.families.family import Family, activation_of, refuse
+from kft.backbones.families.family import Family, activation_of, computes, refuse
 from kft.backbones.families.turning import turning
 from kft.backbones.hub import kinds
 from kft.backbones.hub.types import TYPES
 from kft.backbones.hugging_face import NEWER_DECODER
-from kft.errors import ModelError
 
 # The field that says whether layers have biases; True where they always have them.
 BIASES: dict[str, dict[str, Any]] = {
@@ -28,14 +27,8 @@ BIASES: dict[str, dict[str, Any]] = {
 
 def of(config: Mapping[str, Any]) -> Family | None:
     """Returns how the family's models are read here, or None where KerasHub's class computes what `config.json` says."""
-    kind = str(config["model_type"])
-    try:
-        kinds.arguments(config, TYPES[kind])
-    except ModelError:
-        return FAMILY
-    except KeyError:
-        return None  # a field is not there, which KerasHub's reader says
-    return None
+    known = TYPES[str(config["model_type"])]
+    return None if computes(lambda said: kinds.arguments(said, known), config) else FAMILY
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:

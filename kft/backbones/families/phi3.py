@@ -12,7 +12,7 @@ import numpy as np
 
 from kft.backbones.families import rotary
 from kft.backbones.families.decoder import blocks, decoder, norm_place
-from kft.backbones.families.family import Family, activation_of, dense, refuse
+from kft.backbones.families.family import Family, activation_of, computes, dense, refuse
 from kft.backbones.families.rotary import Rotary
 from kft.backbones.families.turning import turning
 from kft.backbones.hugging_face import NEWER_DECODER
@@ -25,13 +25,7 @@ LONG = ("longrope", "su", "yarn")
 
 def of(config: Mapping[str, Any]) -> Family:
     """Returns the table for KerasHub's class, or for a graph of kft's own where that computes otherwise."""
-    try:
-        arguments(config)
-    except ModelError:
-        return DRAWN
-    except KeyError:
-        pass  # a field is not there, which is said where the model is built
-    return FAMILY
+    return FAMILY if computes(arguments, config) else DRAWN
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
