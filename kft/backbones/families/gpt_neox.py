@@ -9,14 +9,15 @@ from typing import Any
 
 import keras
 
-from kft.backbones.families import drawn, rotary
+from kft.backbones import rotary
+from kft.backbones.families import drawn
 from kft.backbones.families.bloom import of_each_head
 from kft.backbones.families.decoder import blocks, decoder
 from kft.backbones.families.family import Family, activation_of, computes, dense, norm, refuse
-from kft.backbones.families.rotary import Rotary
 from kft.backbones.families.turning import turning
 from kft.backbones.hugging_face import DECODER
 from kft.backbones.places import Place
+from kft.backbones.rotary import Rotary
 from kft.errors import ModelError, unknown
 
 # Names of GELU's approximation with tanh, which KerasHub's class computes.

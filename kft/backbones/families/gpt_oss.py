@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kft.backbones.families import rotary
+from kft.backbones import rotary
 from kft.backbones.families.decoder import attention_places, blocks, decoder, norm_place
 from kft.backbones.families.experts import routed
 from kft.backbones.families.family import Family, dense, refuse

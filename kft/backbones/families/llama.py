@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kft.backbones.families import rotary
+from kft.backbones import rotary
 from kft.backbones.families.decoder import decoder, places
 from kft.backbones.families.family import Family, activation_of, computes, refuse
 from kft.backbones.families.turning import turning

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from kft.backbones.families import rotary
+from kft.backbones import rotary
 from kft.backbones.families.decoder import blocks, decoder, norm_place
 from kft.backbones.families.family import Family, activation_of, computes, dense, refuse
-from kft.backbones.families.rotary import Rotary
 from kft.backbones.families.turning import turning
 from kft.backbones.hugging_face import NEWER_DECODER
 from kft.backbones.places import Place
+from kft.backbones.rotary import Rotary
 from kft.errors import ModelError
 
 # What LongRoPE has been called in Phi-3's own files.

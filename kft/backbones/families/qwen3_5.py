@@ -14,7 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from kft.backbones.families import decoder, delta, drawn, experts, rotary
+from kft.backbones import rotary
+from kft.backbones.families import decoder, delta, drawn, experts
 from kft.backbones.families.family import Family, activation_of, dense, refuse
 from kft.backbones.families.turning import Turning, turning
 from kft.backbones.hugging_face import NEWER_DECODER

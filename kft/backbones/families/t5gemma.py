@@ -15,7 +15,8 @@ import keras
 import keras_hub
 import numpy as np
 
-from kft.backbones.families import drawn, rotary
+from kft.backbones import rotary
+from kft.backbones.families import drawn
 from kft.backbones.families.family import Family, activation_of, dense, refuse
 from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place

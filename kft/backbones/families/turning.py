@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kft.backbones.families.rotary import Rotary
+from kft.backbones.rotary import Rotary
 from kft.errors import ModelError
 
 # What LongRoPE has been called in Phi-3's own files.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kft.backbones.families import rotary
+from kft.backbones import rotary
 from kft.backbones.hub.kinds import Config, kind_of
 from kft.errors import ModelError
 

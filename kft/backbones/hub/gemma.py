@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from kft.backbones.families import rotary
+from kft.backbones import rotary
 from kft.backbones.hub.configs import completed, ropes_of
 from kft.backbones.hub.kinds import LINEAR, Config, HubType, arguments, kind_of, layers_of, require
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from kft.backbones import rotary
 from kft.backbones.backbone import Modality
-from kft.backbones.families import rotary
 from kft.backbones.hugging_face import NEWER_DECODER, Head
 from kft.errors import ModelError
 
