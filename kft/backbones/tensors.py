@@ -189,8 +189,7 @@ def _torch(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
             # What torch wrote before 1.6 is no archive, and cannot be mapped.
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except Exception as error:
-            reason = " ".join(str(error).split())[:160]
-            raise ModelError(f"'{file}' holds more than weights, or is broken: {reason}.") from None
+            raise ModelError(_refused(file, str(error))) from None
         if not isinstance(state, dict):
             raise ModelError(f"'{file}' holds {type(state).__name__}, not weights by name. Save a model's state_dict.")
         state = next((state[name] for name in WITHIN if isinstance(state.get(name), dict)), state)
@@ -198,6 +197,14 @@ def _torch(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
             str(name): _torch_reader(tensor) for name, tensor in state.items() if isinstance(tensor, torch.Tensor)
         }
     return found
+
+
+def _refused(file: Path, reason: str) -> str:
+    """Returns why a file of torch's is not read; torch's own words advise to run what is in it."""
+    safe = f"Take the model's {SINGLE} instead, or have its makers save its state_dict alone"
+    if program := re.search(r"GLOBAL ([\w.]+)", reason):
+        return f"'{file}' holds more than weights: {program[1]}, which unpickling it would run; kft reads weights only. {safe}."
+    return f"'{file}' is broken, or holds more than weights. Get the file again. {safe}."
 
 
 def _torch_reader(tensor: Any) -> Callable[[], np.ndarray]:
