@@ -293,6 +293,20 @@ def test_a_task_trains_the_part_for_images(dense: tuple[Path, Any, Any], backend
     assert (numbers(task.trainable_weights[0].value) != before).any()
 
 
+def test_an_image_is_seen_in_half_precision(dense: tuple[Path, Any, Any], backend: str) -> None:
+    """Learned places are stretched in single precision all the same."""
+    import keras
+
+    place, _, _ = dense
+    states = []
+    for precision in ("float32", "mixed_bfloat16"):
+        keras.config.set_dtype_policy(precision)
+        backbone = kft.load_backbone(str(place), part="image", config={"image_size": SIZE})
+        seen = backbone.model.predict_on_batch(scaled(RAW[0], backbone.images))
+        states.append(np.asarray(seen, np.float32))
+    assert 0 < np.abs(states[0] - states[1]).max() < 0.05 * np.abs(states[0]).max()
+
+
 # Configurations
 
 

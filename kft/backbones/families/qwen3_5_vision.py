@@ -136,7 +136,7 @@ def _learned(x: Any, positions: int, rows: int, columns: int) -> Any:
     )
     if (rows, columns) == (side, side):
         return table
-    table = layers.Reshape((side, side, width), name="image_positions")(table)
+    table = ops.cast(layers.Reshape((side, side, width), name="image_positions")(table), "float32")
     # A sum over all, most of which count nothing: bilinear, and corners stay corners.
     table = ops.einsum("bijw,ri->brjw", table, _shares(rows, side))
     table = ops.einsum("brjw,cj->brcw", table, _shares(columns, side))
