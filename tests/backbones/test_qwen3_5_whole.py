@@ -333,6 +333,15 @@ def test_published_values_are_read(backend: str) -> None:
     assert len(found["turning"].frequencies) == 32 and found["vision"]["wavelength"] == 10_000.0
 
 
+def test_the_lower_blocks_of_the_tower_can_be_had_alone(backend: str, vocabulary: Path, tmp_path: Path) -> None:
+    published("qwen3_5", tmp_path, vocabulary, vision={"depth": 2})
+    counts = []
+    for count in (1, 2):
+        model = kft.load_backbone(str(tmp_path), part="image", config={"num_layers": count}).model
+        counts.append(sum(layer.name.endswith("_feedforward_norm") for layer in model.layers))
+    assert counts == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("part", "changes", "said"),
     [

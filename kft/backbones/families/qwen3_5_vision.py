@@ -167,12 +167,15 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: if the activation is unknown, positions are of another kind, or patches are not as wide as high.
     """
     said = {**DEFAULTS, **config}
-    names = {"num_hidden_layers": "depth", "num_attention_heads": "num_heads"}
-    tower = Tower.arguments({**said, **{ours: said[theirs] for ours, theirs in names.items()}, **FIXED}, {})
+    # The names that other families have are read too, as transformers does.
+    usual = {"num_hidden_layers": said["depth"], "num_attention_heads": said["num_heads"]}
+    said = {**usual, **said, **FIXED}
+    tower = Tower.arguments(said, {})
     patch, frames, merge = (_whole(said, name) for name in ("patch_size", "temporal_patch_size", "spatial_merge_size"))
     turned = rotary.read(said, "rope_theta", "partial_rotary_factor", 1.0)
     rotary.refuse(said, turned, ("axial", "default"))
-    refuse(said, "head_dim", said["hidden_size"] // said["num_heads"], said["hidden_size"] // said["num_heads"])
+    size = said["hidden_size"] // said["num_attention_heads"]
+    refuse(said, "head_dim", size, size)
     positions = said["num_position_embeddings"]
     return {
         **tower,
