@@ -121,8 +121,13 @@ PARTS: dict[str, dict[str, Part]] = {
     },
     "paligemma": {"text": Part(cut=_prompts), "image": TOWER},
     "siglip": {"image": Part("siglip_vision_model", "vision_config", ("vision_model.",))},
-    "qwen3_5": {"text": Part("qwen3_5_text", "text_config", ("model.language_model.", "language_model."), ("score.",))},
-    "qwen3_5_moe": {"text": Part("qwen3_5_moe_text", "text_config", ("model.language_model.", "language_model."))},
+    **{
+        kind: {
+            "text": Part(f"{kind}_text", "text_config", ("model.language_model.", "language_model."), ("score.",)),
+            "image": Part(f"{kind}_vision", "vision_config", ("model.visual.", "visual.")),
+        }
+        for kind in ("qwen3_5", "qwen3_5_moe")
+    },
 }
 
 

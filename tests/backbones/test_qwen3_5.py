@@ -233,13 +233,6 @@ def test_experts_in_one_tensor_and_blocks_that_foretell_more_tokens(
 # What is refused
 
 
-def test_the_whole_is_refused_in_a_line_that_names_the_part(backend: str, vocabulary: Path, tmp_path: Path) -> None:
-    published("qwen3_5", tmp_path, vocabulary, whole=True, head=True)
-    with pytest.raises(ModelError, match="is a qwen3_5, which kft does not read as a whole.*model.part=text") as caught:
-        kft.load_backbone(str(tmp_path))
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -251,7 +251,7 @@ def image_places(model: Any, config: Mapping[str, Any], prefix: str = "") -> Ite
         block, own = f"image_block_{number}", f"{prefix}encoder.layers.{number}"
         yield from norm(found[f"{block}_attention_norm"], f"{own}.layer_norm1")
         for part, name in enumerate(("query", "key", "value")):
-            layer, cut = found[f"{block}_attention_{name}"], functools.partial(_third, part=part)
+            layer, cut = found[f"{block}_attention_{name}"], functools.partial(towers.third, part=part)
             yield Place(layer.kernel, f"{own}.self_attn.qkv.weight", 1, cut)
             yield Place(layer.bias, f"{own}.self_attn.qkv.bias", cut=cut)
         yield from dense(found[f"{block}_attention_output"], f"{own}.self_attn.projection", 2)
@@ -263,14 +263,6 @@ def image_places(model: Any, config: Mapping[str, Any], prefix: str = "") -> Ite
 
 def _only(array: np.ndarray) -> np.ndarray:
     return array[0, ...]
-
-
-def _third(array: np.ndarray, part: int) -> np.ndarray:
-    """Takes queries, keys or values out of rows that lie one kind after the other."""
-    if len(array) % 3:
-        return array  # of another model, which its shape will tell
-    rows = len(array) // 3
-    return array[part * rows : (part + 1) * rows]
 
 
 def _block_places(model: Any, of: str) -> Iterator[Place]:

@@ -2,8 +2,8 @@
 
 KerasHub's class unrolls a loop of 64 steps in each block, which takes JAX minutes to compile for each length of text, and it
 cannot train on TensorFlow with texts of several lengths; so the graph is drawn here, of Keras' own layers and operations, and
-a saved model loads without kft. As the truth serve transformers' Qwen3_5TextModel and Qwen3_5MoeTextModel. Import after
-`backend.activate`.
+a saved model loads without kft. The whole, in `qwen3_5_whole`, has the same blocks. As the truth serve transformers'
+Qwen3_5TextModel and Qwen3_5MoeTextModel. Import after `backend.activate`.
 """
 
 from __future__ import annotations
@@ -25,15 +25,49 @@ from kft.errors import ModelError, unknown
 LINEAR, FULL = "linear_attention", "full_attention"
 
 
-def qwen3_5(
-    vocabulary_size: int,
+def qwen3_5(vocabulary_size: int, hidden_dim: int, turning: Turning, **blocks: Any) -> Any:
+    """Builds a decoder with random weights.
+
+    Args:
+        vocabulary_size: number of token ids.
+        hidden_dim: width of the hidden states.
+        turning: how queries and keys are turned.
+        **blocks: see `decoded`.
+
+    Returns:
+        A `keras.Model` from `token_ids` and `padding_mask`, each of shape (batch, tokens), to a dict of `sequence_output`,
+        shape (batch, tokens, hidden_dim).
+    """
+    ids, mask = inputs()
+    places = drawn.places_of(ids)
+    x = token_embedding(vocabulary_size, hidden_dim)(ids)
+    x = decoded(x, mask, places, decoder.waves_of(places, turning), **blocks)
+    return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": x}, name="qwen3_5")
+
+
+def inputs() -> tuple[Any, Any]:
+    """Returns the inputs for tokens' ids and for what of a text is no padding."""
+    ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
+    return ids, mask
+
+
+def token_embedding(vocabulary_size: int, hidden_dim: int) -> Any:
+    """Returns the table of tokens."""
+    return keras.layers.Embedding(
+        vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding"
+    )
+
+
+def decoded(
+    x: Any,
+    mask: Any,
+    places: Any,
+    waves: tuple[Any, Any],
     layer_types: Sequence[str],
-    hidden_dim: int,
     intermediate_dim: int,
     num_query_heads: int,
     num_key_value_heads: int,
     head_dim: int,
-    turning: Turning,
     linear: Mapping[str, int],
     num_experts: int = 0,
     top_k: int = 0,
@@ -44,17 +78,18 @@ def qwen3_5(
     activation: str = "silu",
     layer_norm_epsilon: float = 1e-6,
 ) -> Any:
-    """Builds a decoder with random weights.
+    """Returns what the blocks make of embedded tokens, normalized.
 
     Args:
-        vocabulary_size: number of token ids.
+        x: the tokens, shape (batch, tokens, width).
+        mask: 0 where a token is padding, shape (batch, tokens).
+        places: of the tokens, in the order in which they are read, shape (1, tokens).
+        waves: of their positions, as `decoder.waves_of` gives them.
         layer_types: for each block `linear_attention` or `full_attention`.
-        hidden_dim: width of the hidden states.
         intermediate_dim: width inside a block, or inside each of its experts.
         num_query_heads: of full attention.
         num_key_value_heads: of full attention.
         head_dim: width of a head of full attention.
-        turning: how queries and keys are turned.
         linear: measures of linear attention, by the names in `delta.Measures`.
         num_experts: in each block, beside the one that all tokens share; 0 for blocks without.
         top_k: how many experts count for a token.
@@ -64,14 +99,9 @@ def qwen3_5(
         attention_dropout: on full attention's weights.
         activation: by Keras' name, or KerasHub's `gelu_approximate`.
         layer_norm_epsilon: of all normalizations.
-
-    Returns:
-        A `keras.Model` from `token_ids` and `padding_mask`, each of shape (batch, tokens), to a dict of `sequence_output`,
-        shape (batch, tokens, hidden_dim).
     """
     layers, sizes = keras.layers, delta.Measures(**linear)
-    ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
-    function = drawn.function(activation)
+    function, seen = drawn.function(activation), drawn.seen(places, mask)
 
     def norm(x: Any, name: str) -> Any:
         return layers.RMSNormalization(epsilon=layer_norm_epsilon, name=name)(x)
@@ -79,9 +109,6 @@ def qwen3_5(
     def more(x: Any, found: Any, name: str) -> Any:
         return layers.Add(name=f"{name}_add")([x, layers.Dropout(dropout, name=f"{name}_dropout")(found)])
 
-    token = layers.Embedding(vocabulary_size, hidden_dim, embeddings_initializer=drawn.normal(), name="token_embedding")
-    x, places = token(ids), drawn.places_of(ids)
-    seen, waves = drawn.seen(places, mask), decoder.waves_of(places, turning)
     for number, kind in enumerate(layer_types):
         start = f"block_{number}"
         hidden = norm(x, f"{start}_attention_layer_norm")
@@ -98,8 +125,7 @@ def qwen3_5(
         else:
             found = drawn.gated(hidden, intermediate_dim, start, activation)
         x = more(x, found, start)
-    x = norm(x, "final_layer_norm")
-    return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": x}, name="qwen3_5")
+    return norm(x, "final_layer_norm")
 
 
 def _attention(
@@ -171,6 +197,9 @@ def _mixture(x: Any, start: str, count: int, chosen: int, inner: tuple[int, int]
     opened = keras.layers.Dense(1, "sigmoid", False, kernel_initializer=drawn.normal(), name=f"{start}_shared_open")(x)
     return found + drawn.gated(x, shared, f"{start}_shared", activation) * opened
 
+
+# Besides heads, the blocks that foretell several tokens at once.
+HEADS = ("lm_head.", "mtp.", "score.", "classifier.", "qa_outputs.")
 
 # What transformers takes where a file leaves it out.
 DEFAULTS = {
@@ -314,8 +343,7 @@ FAMILY = Family(
     arguments=arguments,
     places=places,
     prefix="model.",
-    # Besides heads, the blocks that foretell several tokens at once.
-    heads=("lm_head.", "mtp.", "score.", "classifier.", "qa_outputs."),
+    heads=HEADS,
     head=NEWER_DECODER,
     pooling="last",
     read=experts.together,

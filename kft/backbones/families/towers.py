@@ -5,11 +5,12 @@ Import after `backend.activate`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from kft.backbones.families import drawn
 from kft.backbones.families.family import dense, norm
@@ -72,22 +73,25 @@ class Tower:
         """Returns the tower with a rate of dropout on attention's weights."""
         return replace(self, attention_dropout=rate)
 
-    def blocks(self, x: Any, mask: Any = None, start: str = "block") -> Any:
+    def blocks(self, x: Any, mask: Any = None, start: str = "block", turn: Callable[[Any], Any] | None = None) -> Any:
         """Returns what the tower's blocks make of states of shape (batch, tokens, width).
 
         Args:
             x: the states.
             mask: nonzero where a token is seen, of a shape that fits (batch, heads, tokens, tokens).
             start: of the names of layers.
+            turn: turns queries and keys by their positions, or None.
         """
         for number in range(self.layers):
-            x = self._block(x, mask, f"{start}_{number}")
+            x = self._block(x, mask, f"{start}_{number}", turn)
         return x
 
-    def _block(self, x: Any, mask: Any, start: str) -> Any:
+    def _block(self, x: Any, mask: Any, start: str, turn: Callable[[Any], Any] | None) -> Any:
         layers = keras.layers
         seen = self.norm(f"{start}_attention_norm")(x)
-        more = drawn.attention((seen, seen, seen), mask, start, self.heads, self.width, self.attention_dropout)
+        more = drawn.attention(
+            (seen, seen, seen), mask, start, self.heads, self.width, self.attention_dropout, turn=turn
+        )
         x = layers.Add(name=f"{start}_attention_add")([x, more])
         seen = self.norm(f"{start}_feedforward_norm")(x)
         up = layers.Dense(self.inner, kernel_initializer=drawn.normal(), name=f"{start}_intermediate")(seen)
@@ -135,3 +139,11 @@ def places(model: Any, prefix: str = "", start: str = "block") -> Iterator[Place
         yield from dense(found[f"{block}_intermediate"], f"{own}.mlp.fc1")
         yield from dense(found[f"{block}_output"], f"{own}.mlp.fc2")
         number += 1
+
+
+def third(array: np.ndarray, part: int) -> np.ndarray:
+    """Takes queries, keys or values out of rows that lie one kind after the other."""
+    if len(array) % 3:
+        return array  # of another model, which its shape will tell
+    rows = len(array) // 3
+    return array[part * rows : (part + 1) * rows]
