@@ -93,7 +93,10 @@ def prepare(recipe: Recipe, progress: Progress, tokenizer: Tokenizer | None = No
         if tokenizer is not None:
             encoding = replace(encoding, tokenizer=tokenizer)
         encoded = {split: encode(task, table, encoding, target) for split, table in splits.items()}
-        refuse_foreign_ids(encoded.values(), backbone)
+        refuse_unread(encoded.values(), backbone, encoding.sequence_length)
+        if backbone.positions is not None and backbone.positions < encoding.sequence_length:
+            recipe = with_length(recipe, backbone.positions)
+            encoding = replace(encoding, sequence_length=backbone.positions)
     with progress.phase("build"):
         model = _build(recipe, task, backbone, target, encoded["train"], progress)
         weights = targets_.weights_of_classes(recipe.train.class_weights, splits.train, target, recipe.data)
@@ -185,6 +188,11 @@ def with_inputs(recipe: Recipe, inputs: list[str]) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"inputs": inputs})})
 
 
+def with_length(recipe: Recipe, length: int) -> Recipe:
+    """Returns the recipe with the length to which its model reads a text, which what is predicted is cut to."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"sequence_length": length})})
+
+
 def encoding_of(recipe: Recipe, backbone: Backbone) -> Encoding:
     """Returns how raw columns become the inputs of a backbone."""
     images = backbone.images
@@ -199,16 +207,27 @@ def encoding_of(recipe: Recipe, backbone: Backbone) -> Encoding:
     )
 
 
-def refuse_foreign_ids(encoded: Iterable[Encoded], backbone: Backbone) -> None:
-    """Sees to it that a backbone has an embedding for each token id of the data.
+def refuse_unread(encoded: Iterable[Encoded], backbone: Backbone, length: int) -> None:
+    """Sees to it that a backbone has an embedding for each token id of the data, and a position for each token.
+
+    Args:
+        encoded: the splits.
+        backbone: what is to read them.
+        length: what longer texts were cut to.
 
     Raises:
-        ModelError: if it has not: tokenizer and weights are of different models.
+        ModelError: if it has not: tokenizer and weights are of different models, or texts are too long.
     """
-    rows = backbone.embeddings
-    if rows is None:
-        return
+    rows, room = backbone.embeddings, backbone.positions
     for split in encoded:
+        longest = 0 if split.lengths is None else int(split.lengths.max(initial=0))
+        if room is not None and min(longest, length) > room:
+            raise ModelError(
+                f"A text has {longest} tokens and sequence_length is {length}, but {backbone.model.name} has positions for "
+                f"{room}. Type: model.sequence_length={room}"
+            )
+        if rows is None:
+            continue
         ids = split.inputs["token_ids"]
         values = ids.values if isinstance(ids, Ragged) else ids
         if values.size and (largest := int(values.max())) >= rows:

@@ -131,6 +131,18 @@ class Backbone:
         return next((int(layer.input_dim) for layer in layers if hasattr(layer, "input_dim")), None)
 
     @property
+    def positions(self) -> int | None:
+        """How many tokens a text may have, or None where the model has no table of positions."""
+        if self.modality != "text":
+            return None
+        found = [
+            getattr(layer, "sequence_length", None) or getattr(layer, "input_dim", None)
+            for layer in self.model._flatten_layers()
+            if type(layer).__name__ == "PositionEmbedding" or layer.name.endswith("position_embedding")
+        ]
+        return min((int(count) for count in found if count), default=None)
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The names of the model's inputs."""
         return tuple(self.model.input.keys()) if isinstance(self.model.input, dict) else ("images",)
