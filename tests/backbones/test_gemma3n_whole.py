@@ -90,7 +90,7 @@ TOWER = "vision_tower.timm_model."
 @pytest.fixture(autouse=True)
 def small(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the name of the tower for images stand for a small one."""
-    from kft.backbones.vision.mobilenet_v5 import VARIANTS, Attention, Edge, Inverted, MobileNetV5
+    from kft.backbones.vision.mobilenet_v5_measures import VARIANTS, Attention, Edge, Inverted, MobileNetV5
 
     stages = (Edge(8, 2),), (Inverted(8, 2, 3, 5, 2), Attention(8, 2, 4))
     monkeypatch.setitem(VARIANTS, VISION["architecture"], MobileNetV5(stages, 8, OUTPUTS, (1, 2), same=True))
@@ -107,6 +107,7 @@ def published(backend: str, vocabulary: Path, tmp_path: Path, monkeypatch: pytes
     transformers = pytest.importorskip("transformers")
     from kft.backbones import initial
     from kft.backbones.vision import mobilenet_v5
+    from kft.backbones.vision.mobilenet_v5_measures import VARIANTS
 
     class Tower(torch.nn.Module):  # type: ignore[misc]
         states: Any = None
@@ -129,7 +130,7 @@ def published(backend: str, vocabulary: Path, tmp_path: Path, monkeypatch: pytes
             weight.add_(torch.randn_like(weight) * 0.1)
     model.save_pretrained(tmp_path)
     (tmp_path / "vocab.txt").write_bytes((vocabulary / "vocab.txt").read_bytes())
-    rng, shape = np.random.default_rng(0), mobilenet_v5.changed(mobilenet_v5.VARIANTS[VISION["architecture"]], {})
+    rng, shape = np.random.default_rng(0), VARIANTS[VISION["architecture"]]
     tensors = load_file(tmp_path / "model.safetensors")
     with initial.undrawn():
         tower = mobilenet_v5.build(shape, (SIDE, SIDE))
@@ -261,3 +262,12 @@ def test_tensors_without_a_place_and_places_without_a_tensor_are_named(published
     for options in ({}, {"part": "image"}):
         with pytest.raises(ModelError, match=r"weights that find no place in a .*blocks\.1\.2\.gamma"):
             kft.load_backbone(str(place), image_size=SIDE, **options)
+
+
+def test_a_model_without_a_head_is_read(published: tuple[Path, Any]) -> None:
+    place, _ = published
+    tensors = load_file(place / "model.safetensors")
+    save_file({name.removeprefix("model."): array for name, array in tensors.items()}, place / "model.safetensors")
+    whole, text = kft.load_backbone(str(place), image_size=SIDE), kft.load_backbone(str(place), part="text")
+    tower = kft.load_backbone(str(place), part="image", image_size=SIDE)
+    assert whole.model.count_params() > text.model.count_params() + tower.model.count_params()

@@ -38,25 +38,27 @@ CASES: dict[str, tuple[dict[str, Any], list[list[float]]]] = {
 @pytest.fixture(autouse=True)
 def small(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has timm's name stand for the small network."""
-    from kft.backbones.vision import mobilenet_v5
+    from kft.backbones.vision import mobilenet_v5_measures
 
     monkeypatch.setenv("KFT_CACHE", str(tmp_path / "cache"))
     stages = tuple(tuple(block(line) for line in stage) for stage in SMALL)
     monkeypatch.setitem(
-        mobilenet_v5.VARIANTS, NAME, mobilenet_v5.MobileNetV5(stages, STEM, OUTPUTS, taken=(2, 3), resolution=5)
+        mobilenet_v5_measures.VARIANTS,
+        NAME,
+        mobilenet_v5_measures.MobileNetV5(stages, STEM, OUTPUTS, taken=(2, 3), resolution=5),
     )
 
 
 def block(line: str) -> Any:
     """Returns a block as timm writes it down: its kind, and what it is measured by."""
-    from kft.backbones.vision import mobilenet_v5
+    from kft.backbones.vision import mobilenet_v5_measures
 
     said = {letter: int(number) for letter, number in re.findall(r"_([a-z])(\d+)", line)}
     if line.startswith("er"):
-        return mobilenet_v5.Edge(said["c"], said["s"], said["e"])
+        return mobilenet_v5_measures.Edge(said["c"], said["s"], said["e"])
     if line.startswith("uir"):
-        return mobilenet_v5.Inverted(said["c"], said["e"], said["a"], said["k"], said["s"])
-    return mobilenet_v5.Attention(said["c"], said["h"], said["d"], said.get("v", 1))
+        return mobilenet_v5_measures.Inverted(said["c"], said["e"], said["a"], said["k"], said["s"])
+    return mobilenet_v5_measures.Attention(said["c"], said["h"], said["d"], said.get("v", 1))
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -180,10 +182,12 @@ def test_timm_still_gives_them(case: str, backend: str) -> None:
 
 
 def test_the_measures_are_those_of_timm(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kft.backbones.vision import mobilenet_v5
+    from kft.backbones.vision import mobilenet_v5_measures
 
     found = {
-        name: [len(stage) for stage in shape.stages] for name, shape in mobilenet_v5.VARIANTS.items() if name != NAME
+        name: [len(stage) for stage in shape.stages]
+        for name, shape in mobilenet_v5_measures.VARIANTS.items()
+        if name != NAME
     }
     assert found == {"mobilenetv5_300m_enc": [3, 5, 37, 39], "mobilenetv5_base": [3, 5, 16, 15]}
     pytest.importorskip("torchvision", reason="timm, to compare with, needs torchvision")
@@ -199,7 +203,7 @@ def test_the_measures_are_those_of_timm(backend: str, monkeypatch: pytest.Monkey
         with pytest.raises(StopIteration):
             theirs._gen_mobilenet_v5(name)
         stages = tuple(tuple(block(line) for line in stage) for stage in seen)
-        assert stages == mobilenet_v5.VARIANTS[name].stages
+        assert stages == mobilenet_v5_measures.VARIANTS[name].stages
 
 
 def test_images_of_another_size_are_taken(backend: str, tmp_path: Path) -> None:

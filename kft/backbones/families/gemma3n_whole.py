@@ -17,6 +17,7 @@ from kft.backbones.families import drawn, gemma3n, gemma3n_audio, gemma3n_graph
 from kft.backbones.families.family import Family, dense, refuse
 from kft.backbones.places import Place
 from kft.backbones.vision import mobilenet_v5
+from kft.backbones.vision.mobilenet_v5_measures import CHANGES, HEIGHT, VARIANTS, MobileNetV5, changed
 from kft.backbones.vision.timm import WITHOUT_EFFECT
 from kft.errors import ModelError, unknown
 
@@ -81,9 +82,9 @@ def whole(
     hidden_dim: int,
     image: Kind,
     sound: Kind,
-    vision: mobilenet_v5.MobileNetV5,
+    vision: MobileNetV5,
     audio: gemma3n_audio.Hearing,
-    image_size: int = mobilenet_v5.HEIGHT,
+    image_size: int = HEIGHT,
     **blocks: Any,
 ) -> Any:
     """Builds a model with random weights.
@@ -213,19 +214,19 @@ def _kind(said: Mapping[str, Any], token: int, length: int) -> Kind:
     return Kind(token, said["vocab_offset"], said["vocab_size"], said["hidden_size"], said["rms_norm_eps"], length)
 
 
-def _vision(sees: Mapping[str, Any]) -> mobilenet_v5.MobileNetV5:
+def _vision(sees: Mapping[str, Any]) -> MobileNetV5:
     """Returns the network that `vision_config` names, as its `model_args` change it.
 
     Raises:
         ModelError: if kft does not know it, or the change.
     """
     name, changes = str(sees["architecture"]), sees.get("model_args") or {}
-    if name not in mobilenet_v5.VARIANTS:
-        raise ModelError(unknown("architecture in config.json", name, mobilenet_v5.VARIANTS))
+    if name not in VARIANTS:
+        raise ModelError(unknown("architecture in config.json", name, VARIANTS))
     for field in changes:
-        if field not in mobilenet_v5.CHANGES and (field == "in_chans" or not WITHOUT_EFFECT.match(field)):
-            raise ModelError(unknown("model_args in config.json", field, mobilenet_v5.CHANGES))
-    return mobilenet_v5.changed(mobilenet_v5.VARIANTS[name], changes)
+        if field not in CHANGES and (field == "in_chans" or not WITHOUT_EFFECT.match(field)):
+            raise ModelError(unknown("model_args in config.json", field, CHANGES))
+    return changed(VARIANTS[name], changes)
 
 
 def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
@@ -249,7 +250,7 @@ def heads(config: Mapping[str, Any]) -> tuple[str, ...]:
     return ("lm_head.", *(f"{TEXT}{name}" for name in gemma3n.unread(config["text_config"])))
 
 
-def tower(vision: mobilenet_v5.MobileNetV5, image_size: int = mobilenet_v5.HEIGHT, dropout: float = 0.0) -> Any:
+def tower(vision: MobileNetV5, image_size: int = HEIGHT, dropout: float = 0.0) -> Any:
     """Builds the part for images with random weights.
 
     Args:

@@ -21,7 +21,7 @@ from kft.backbones.backbone import Images, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors
-from kft.backbones.vision import convnext, efficientnet, mobilenet_v5, vit
+from kft.backbones.vision import convnext, efficientnet, mobilenet_v5, mobilenet_v5_measures, vit
 from kft.backbones.vision.measures import VARIANTS
 from kft.errors import ModelError, listed
 from kft.recipe import Model
@@ -105,7 +105,7 @@ def _drawn(architecture: str, folder: ModelFolder, images: Images, config: Model
     if net := convnext.VARIANTS.get(architecture):
         _refuse_changes(folder, architecture, "avg")
         return Drawn(partial(convnext.build, net, images.channels), partial(convnext.places, shape=net), "head.fc")
-    if architecture in mobilenet_v5.VARIANTS and images.size:
+    if architecture in mobilenet_v5_measures.VARIANTS and images.size:
         size = (config.image_size, config.image_size) if config.image_size else images.size
         return _mobilenet_v5(architecture, folder, size, images.channels)
     if (found := vit.named(architecture)) and images.size:
@@ -121,8 +121,10 @@ def _drawn(architecture: str, folder: ModelFolder, images: Images, config: Model
 
 
 def _mobilenet_v5(architecture: str, folder: ModelFolder, size: tuple[int, int], channels: int) -> Drawn:
-    _refuse_changes(folder, architecture, "avg", mobilenet_v5.CHANGES)
-    shape = mobilenet_v5.changed(mobilenet_v5.VARIANTS[architecture], folder.config.get("model_args") or {})
+    _refuse_changes(folder, architecture, "avg", mobilenet_v5_measures.CHANGES)
+    shape = mobilenet_v5_measures.changed(
+        mobilenet_v5_measures.VARIANTS[architecture], folder.config.get("model_args") or {}
+    )
     build = partial(mobilenet_v5.build, shape, size, channels)
     return Drawn(build, partial(mobilenet_v5.places, shape=shape), "classifier")
 
