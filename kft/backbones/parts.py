@@ -105,7 +105,12 @@ PARTS: dict[str, dict[str, Part]] = {
     "sam3_video": {
         "image": Part("sam3_vision_model", "detector_config.vision_config", ("detector_model.vision_encoder.",))
     },
-    "gemma3n": {"text": Part("gemma3n_text", "text_config", ("model.language_model.", "language_model."))},
+    "gemma3n": {
+        "text": Part("gemma3n_text", "text_config", ("model.language_model.", "language_model.")),
+        "image": Part(
+            "gemma3n_vision", "vision_config", ("model.vision_tower.timm_model.", "vision_tower.timm_model.")
+        ),
+    },
     "gemma4": {"text": Part("gemma4_text", "text_config", ("model.language_model.", "language_model."))},
     "metaclip_2": {
         "text": Part("metaclip_2_text_model", "text_config", ("text_model.",)),

@@ -147,8 +147,6 @@ def test_the_part_for_texts_is_read_out_of_the_whole(published: Published, same:
     save_file({**weights, **dict.fromkeys([*unread, *others], np.ones(2, np.float32))}, file)
     backbone = kft.load_backbone(str(place), part="text")
     same("Hugging Face", "gemma3n, text", found(backbone.model), wanted(model))
-    with pytest.raises(ModelError, match="is a gemma3n, which kft does not read as a whole.*Type: model.part=text"):
-        kft.load_backbone(str(place))
 
 
 def test_no_state_is_too_small_or_too_large_for_half_precision(backend: str, vocabulary: Path, tmp_path: Path) -> None:

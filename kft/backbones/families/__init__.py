@@ -18,6 +18,7 @@ MODULES = {
     "esm": "esm",
     "falcon": "falcon",
     "fnet": "fnet",
+    **dict.fromkeys(("gemma3n", "gemma3n_vision"), "gemma3n_whole"),
     "gemma3n_text": "gemma3n",
     "gemma4": "gemma4_whole",
     "gemma4_assistant": "gemma4",

@@ -66,8 +66,32 @@ class _Drawn:
         return layer(x)
 
 
-def gemma3n_text(
-    vocabulary_size: int,
+def gemma3n_text(vocabulary_size: int, hidden_dim: int, **blocks: Any) -> Any:
+    """Builds a decoder with random weights.
+
+    Args:
+        vocabulary_size: number of token ids.
+        hidden_dim: width of the hidden states.
+        **blocks: see `decoded`.
+
+    Returns:
+        A `keras.Model` from `token_ids` and `padding_mask`, each of shape (batch, tokens), to a dict of `sequence_output`,
+        shape (batch, tokens, hidden_dim).
+    """
+    ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
+    x = decoded(embedded(ids, vocabulary_size, hidden_dim), ids, mask, hidden_dim=hidden_dim, **blocks)
+    return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": x}, name="gemma3n_text")
+
+
+def embedded(ids: Any, vocabulary_size: int, hidden_dim: int) -> Any:
+    """Returns the embeddings of tokens, shape (batch, tokens, hidden_dim)."""
+    return _embedding(vocabulary_size, hidden_dim, "token_embedding")(ids) * hidden_dim**0.5
+
+
+def decoded(
+    x: Any,
+    ids: Any,
+    mask: Any,
     layer_types: Sequence[str],
     num_shared: int,
     num_heads: int,
@@ -90,10 +114,12 @@ def gemma3n_text(
     biased: bool = False,
     scaled: bool = True,
 ) -> Any:
-    """Builds a decoder with random weights.
+    """Returns the states of tokens after the last normalization, shape (batch, tokens, hidden_dim).
 
     Args:
-        vocabulary_size: number of token ids.
+        x: what stands for each token, shape (batch, tokens, hidden_dim).
+        ids: the tokens, shape (batch, tokens).
+        mask: nonzero for tokens of the text, shape (batch, tokens).
         layer_types: for each block whether it sees the whole text, `full_attention`, or near tokens, `sliding_attention`.
         num_shared: how many of the upper blocks take keys and values of the last block of their kind below these.
         num_heads: of queries.
@@ -115,15 +141,8 @@ def gemma3n_text(
         layer_norm_epsilon: of all normalizations.
         biased: whether attention's dense layers have biases.
         scaled: whether the state that a block's embedding gates has a scale for each channel.
-
-    Returns:
-        A `keras.Model` from `token_ids` and `padding_mask`, each of shape (batch, tokens), to a dict of `sequence_output`,
-        shape (batch, tokens, hidden_dim).
     """
-    function = drawn.function(activation)
-    whole = _Drawn("", layer_norm_epsilon, hidden_dim, streams, active, function)
-    ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
-    x = _embedding(vocabulary_size, hidden_dim, "token_embedding")(ids) * hidden_dim**0.5
+    whole = _Drawn("", layer_norm_epsilon, hidden_dim, streams, active, drawn.function(activation))
     own = _of_blocks(whole, x, ids, len(layer_types), block_vocabulary_size, block_embedding_dim)
     masks, x, seen = _masks(ids, mask, window), _spread(whole, x), {}
     for number, kind in enumerate(layer_types):
@@ -142,8 +161,7 @@ def gemma3n_text(
         state = state + _gated(block, state, intermediate_dims[number], sparsities[number])
         x = _corrected(block, x, state, router(norm(state) / hidden_dim))
         x = _with_own(block, x, own[:, :, number], scaled)
-    x = whole.norm(_joined(whole, x), "final_layer_norm")
-    return keras.Model({"token_ids": ids, "padding_mask": mask}, {"sequence_output": x}, name="gemma3n_text")
+    return whole.norm(_joined(whole, x), "final_layer_norm")
 
 
 def _embedding(size: int, width: int, name: str) -> Any:

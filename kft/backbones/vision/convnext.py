@@ -107,7 +107,7 @@ def _block(inputs: Any, shape: ConvNeXt, width: int, name: str, dropout: float) 
         x = _responded(x, f"{name}_response")
     x = _dense(width, f"{name}_down")(x)
     if not shape.second:
-        x = x * _of_channels(x, f"{name}_scale", keras.initializers.Constant(SCALE))
+        x = x * of_channels(x, f"{name}_scale", keras.initializers.Constant(SCALE))
     if dropout:
         x = layers.Dropout(dropout, noise_shape=(None, 1, 1, 1), name=f"{name}_drop")(x)
     return layers.Add(name=f"{name}_add")([x, inputs])
@@ -120,10 +120,10 @@ def _responded(x: Any, name: str) -> Any:
     squares = ops.sum(ops.square(ops.cast(x, "float32")), axis=(1, 2), keepdims=True)
     response = ops.sqrt(ops.maximum(squares, 1e-24))
     share = ops.cast(response / (ops.mean(response, axis=-1, keepdims=True) + 1e-6), x.dtype)
-    return x + (x * share * _of_channels(x, f"{name}_factor", "zeros") + _of_channels(x, f"{name}_offset", "zeros"))
+    return x + (x * share * of_channels(x, f"{name}_factor", "zeros") + of_channels(x, f"{name}_offset", "zeros"))
 
 
-def _of_channels(x: Any, name: str, initializer: Any) -> Any:
+def of_channels(x: Any, name: str, initializer: Any) -> Any:
     """Returns a trained number for each channel, shape (batch, 1, 1, width), which Keras has no layer of its own for.
 
     It is multiplied with ones, one an example: TensorFlow's einsum over all the features takes a hundred times as long.
@@ -187,9 +187,10 @@ def _convolved(layer: Any, name: str, axes: tuple[int, ...] = CONVOLUTION) -> It
 
 def pointwise(layer: Any, name: str) -> Iterator[Place]:
     """Gives kernel and bias of a dense layer that may be published as a convolution of one pixel."""
-    yield Place(layer.kernel, f"{name}.weight", 1, _of_one_pixel)
+    yield Place(layer.kernel, f"{name}.weight", 1, of_one_pixel)
     yield Place(layer.bias, f"{name}.bias")
 
 
-def _of_one_pixel(array: np.ndarray) -> np.ndarray:
+def of_one_pixel(array: np.ndarray) -> np.ndarray:
+    """Returns the kernel of a dense layer, which may be published as a convolution of one pixel."""
     return array[:, :, 0, 0] if array.shape[2:] == (1, 1) else array

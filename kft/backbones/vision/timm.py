@@ -21,7 +21,7 @@ from kft.backbones.backbone import Images, PublishedHead
 from kft.backbones.folders import ModelFolder
 from kft.backbones.places import Place
 from kft.backbones.tensors import Tensors
-from kft.backbones.vision import convnext, efficientnet, vit
+from kft.backbones.vision import convnext, efficientnet, mobilenet_v5, mobilenet_v5_measures, vit
 from kft.backbones.vision.measures import VARIANTS
 from kft.errors import ModelError, listed
 from kft.recipe import Model
@@ -33,7 +33,7 @@ PADDED_AS_TENSORFLOW = re.compile(r"^tf_efficientnet_(b[0-7]|lite[0-4])$")
 KERAS_HUB = ("resnet", "efficientnet_b", "efficientnet_lite", "cspresne", "cspdarknet", "darknet", "mobilenetv3", "vgg")
 DRAWN = (
     "tf_efficientnet_b0 to _b7 and _lite0 to _lite4, vit_ and deit_ with _tiny to _huge, _patch… and the images' size behind, "
-    "convnext_atto to _xxlarge, convnextv2_atto to _huge"
+    "convnext_atto to _xxlarge, convnextv2_atto to _huge, mobilenetv5_300m, mobilenetv5_300m_enc, mobilenetv5_base"
 )
 # Where these differ from what a name stands for, config.json says so; they change the training, or what is read elsewhere.
 WITHOUT_EFFECT = re.compile(
@@ -61,7 +61,7 @@ def load(folder: ModelFolder, config: Model) -> tuple[Any, Images, PublishedHead
             f"model.config and model.attention_dropout do not change a model of timm's ({architecture}). Leave them out."
         )
     images = _images(folder.config)
-    drawn = _drawn(architecture, folder, images)
+    drawn = _drawn(architecture, folder, images, config)
     if drawn is not None:
         with initial.undrawn() if config.pretrained else contextlib.nullcontext():
             model = drawn.build(dropout=config.dropout or 0.0)
@@ -94,7 +94,7 @@ class Drawn:
     classifier: str | list[str]
 
 
-def _drawn(architecture: str, folder: ModelFolder, images: Images) -> Drawn | None:
+def _drawn(architecture: str, folder: ModelFolder, images: Images, config: Model) -> Drawn | None:
     if known := PADDED_AS_TENSORFLOW.match(architecture):
         shape = VARIANTS[known[1]]
         if images.channels != 3:
@@ -105,6 +105,9 @@ def _drawn(architecture: str, folder: ModelFolder, images: Images) -> Drawn | No
     if net := convnext.VARIANTS.get(architecture):
         _refuse_changes(folder, architecture, "avg")
         return Drawn(partial(convnext.build, net, images.channels), partial(convnext.places, shape=net), "head.fc")
+    if architecture in mobilenet_v5_measures.VARIANTS and images.size:
+        size = (config.image_size, config.image_size) if config.image_size else images.size
+        return _mobilenet_v5(architecture, folder, size, images.channels)
     if (found := vit.named(architecture)) and images.size:
         _refuse_changes(folder, architecture, "token")
         if any(side % found.patch for side in images.size):
@@ -117,14 +120,23 @@ def _drawn(architecture: str, folder: ModelFolder, images: Images) -> Drawn | No
     return None
 
 
-def _refuse_changes(folder: ModelFolder, architecture: str, pooling: str) -> None:
-    """Sees to it that a network is the one that its name stands for.
+def _mobilenet_v5(architecture: str, folder: ModelFolder, size: tuple[int, int], channels: int) -> Drawn:
+    _refuse_changes(folder, architecture, "avg", mobilenet_v5_measures.CHANGES)
+    shape = mobilenet_v5_measures.changed(
+        mobilenet_v5_measures.VARIANTS[architecture], folder.config.get("model_args") or {}
+    )
+    build = partial(mobilenet_v5.build, shape, size, channels)
+    return Drawn(build, partial(mobilenet_v5.places, shape=shape), "classifier")
+
+
+def _refuse_changes(folder: ModelFolder, architecture: str, pooling: str, but: tuple[str, ...] = ()) -> None:
+    """Sees to it that a network is the one that its name stands for, but for what may be said of it.
 
     Raises:
         ModelError: if config.json has other features or layers for it.
     """
     more = folder.config.get("model_args") or {}
-    if others := [name for name in more if not WITHOUT_EFFECT.match(name)]:
+    if others := [name for name in more if name not in but and not WITHOUT_EFFECT.match(name)]:
         raise ModelError(
             f"'{folder.handle}': model_args in config.json changes timm's {architecture} by {', '.join(others)}, and kft has "
             "only the network that the name stands for. Take a folder without it."
