@@ -58,7 +58,18 @@ def _tasks() -> Rows:
     return [{"name": name, "summary": part.summary} for name, part in TASKS.parts().items()]
 
 
-SHOWN = ["name", "parameters", "download_mb", "objective", "languages", "licence", "summary"]
+SHOWN = [
+    "name",
+    "source",
+    "parameters",
+    "download_mb",
+    "objective",
+    "languages",
+    "licence",
+    "tasks",
+    "backends",
+    "summary",
+]
 
 
 def _models(task: str | None = None, source: str | None = None) -> Rows:
@@ -114,4 +125,6 @@ def _text(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, list):
+        return " ".join(value)
     return "" if value is None else str(value)

@@ -207,7 +207,9 @@ def test_list_models_can_be_narrowed() -> None:
         "hf://timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
         "hf://timm/convnext_tiny.in12k_ft_in1k",
     }
-    assert "hf://google/vit-base-patch16-224-in21k" in kft("list", "models", "--source", "hf").stdout
+    head, first = kft("list", "models", "--source", "hf").stdout.splitlines()[:2]
+    assert {"source", "parameters", "download_mb", "objective", "languages", "licence", "tasks"} <= set(head.split())
+    assert first.startswith("hf://") and "token_classification" in first and "tensorflow torch jax" in first
 
 
 @pytest.mark.parametrize(
