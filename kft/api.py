@@ -395,7 +395,7 @@ def _encoding(folder: RunFolder, recipe: Recipe) -> Encoding:
         tokenizer = tokenizers.read(folder.preprocessing)
     except (OSError, ValueError) as error:
         raise RunFolderError(f"The run '{folder.path}' has no readable tokenizer: {error}.") from None
-    return Encoding(recipe.data, tokenizer, recipe.model.sequence_length, stride=recipe.model.stride)
+    return Encoding.of_texts(recipe, tokenizer)
 
 
 def _active() -> None:

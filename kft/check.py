@@ -176,7 +176,7 @@ def _split(recipe: Recipe, task: Task, table: Table, target: Target, tokenizer: 
 
 
 def _lengths(recipe: Recipe, task: Task, table: Table, tokenizer: Tokenizer) -> dict[str, Any]:
-    encoding = Encoding(recipe.data, tokenizer, recipe.model.sequence_length, stride=recipe.model.stride)
+    encoding = Encoding.of_texts(recipe, tokenizer)
     encoded = pipeline.encode(task, table, encoding.without_target(), None)
     lengths = encoded.lengths
     assert lengths is not None

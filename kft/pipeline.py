@@ -195,16 +195,8 @@ def with_length(recipe: Recipe, length: int) -> Recipe:
 
 def encoding_of(recipe: Recipe, backbone: Backbone) -> Encoding:
     """Returns how raw columns become the inputs of a backbone."""
-    images = backbone.images
-    size = images.size if images is not None else None
-    return Encoding(
-        data=recipe.data,
-        tokenizer=backbone.tokenizer,
-        sequence_length=recipe.model.sequence_length,
-        image_size=size,
-        channels=images.channels if images is not None else 3,
-        stride=recipe.model.stride,
-    )
+    encoding, images = Encoding.of_texts(recipe, backbone.tokenizer), backbone.images
+    return encoding if images is None else replace(encoding, image_size=images.size, channels=images.channels)
 
 
 def refuse_unread(encoded: Iterable[Encoded], backbone: Backbone, length: int) -> None:

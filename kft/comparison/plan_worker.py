@@ -146,7 +146,7 @@ def _encoded(recipe: Recipe, task: Task, splits: Splits) -> dict[str, Encoded] |
     target = targets_.study(splits, recipe.data, task.targets)
     recipe = pipeline.with_inputs(recipe, task.columns(splits.train, recipe.data))
     pipeline.metric_names(recipe, task, target)
-    encoding = Encoding(recipe.data, tokenizer, recipe.model.sequence_length, stride=recipe.model.stride)
+    encoding = Encoding.of_texts(recipe, tokenizer)
     return {split: pipeline.encode(task, table, encoding, target) for split, table in splits.items()}
 
 

@@ -12,7 +12,7 @@ from kft.backbones.tokenizer import Tokenizer
 from kft.data.encoded import Encoded
 from kft.data.table import Table, Targets
 from kft.errors import ModelError
-from kft.recipe import Data
+from kft.recipe import Data, Recipe
 from kft.tasks.targets import Target
 
 
@@ -35,6 +35,11 @@ class Encoding:
     image_size: tuple[int, int] | None = None
     channels: int = 3
     stride: int | None = None
+
+    @classmethod
+    def of_texts(cls, recipe: Recipe, tokenizer: Tokenizer | None) -> Encoding:
+        """Returns what a recipe says of texts."""
+        return cls(recipe.data, tokenizer, recipe.model.sequence_length, stride=recipe.model.stride)
 
     @property
     def overlap(self) -> int:
