@@ -190,7 +190,7 @@ def encode(
         channels=images.channels if images else 3,
     )
     encoded = {name: pipeline.encode(data.task, table, encoding, data.target) for name, table in data.splits.items()}
-    pipeline.refuse_unread(encoded.values(), backbone, sequence_length)
+    pipeline.refuse_unread(encoded.values(), backbone, "sequence_length")
     rungs = common_ladder(list(encoded.values()))
     return {
         name: Feed(

@@ -93,10 +93,14 @@ def prepare(recipe: Recipe, progress: Progress, tokenizer: Tokenizer | None = No
         if tokenizer is not None:
             encoding = replace(encoding, tokenizer=tokenizer)
         encoded = {split: encode(task, table, encoding, target) for split, table in splits.items()}
-        refuse_unread(encoded.values(), backbone, encoding.sequence_length)
+        refuse_unread(encoded.values(), backbone, "model.sequence_length")
         if backbone.positions is not None and backbone.positions < encoding.sequence_length:
+            progress.note(
+                f"model.sequence_length is {backbone.positions}: {backbone.name} has no more positions, and no text is longer"
+            )
             recipe = with_length(recipe, backbone.positions)
             encoding = replace(encoding, sequence_length=backbone.positions)
+            encoded = {split: encode(task, table, encoding, target) for split, table in splits.items()}
     with progress.phase("build"):
         model = _build(recipe, task, backbone, target, encoded["train"], progress)
         weights = targets_.weights_of_classes(recipe.train.class_weights, splits.train, target, recipe.data)
@@ -189,7 +193,7 @@ def with_inputs(recipe: Recipe, inputs: list[str]) -> Recipe:
 
 
 def with_length(recipe: Recipe, length: int) -> Recipe:
-    """Returns the recipe with the length to which its model reads a text, which what is predicted is cut to."""
+    """Returns the recipe with another `model.sequence_length`; texts to predict are cut to it too."""
     return recipe.model_copy(update={"model": recipe.model.model_copy(update={"sequence_length": length})})
 
 
@@ -199,24 +203,24 @@ def encoding_of(recipe: Recipe, backbone: Backbone) -> Encoding:
     return encoding if images is None else replace(encoding, image_size=images.size, channels=images.channels)
 
 
-def refuse_unread(encoded: Iterable[Encoded], backbone: Backbone, length: int) -> None:
+def refuse_unread(encoded: Iterable[Encoded], backbone: Backbone, field: str) -> None:
     """Sees to it that a backbone has an embedding for each token id of the data, and a position for each token.
 
     Args:
         encoded: the splits.
         backbone: what is to read them.
-        length: what longer texts were cut to.
+        field: the name of the length that texts are cut to, for the message.
 
     Raises:
         ModelError: if it has not: tokenizer and weights are of different models, or texts are too long.
     """
     rows, room = backbone.embeddings, backbone.positions
     for split in encoded:
-        longest = 0 if split.lengths is None else int(split.lengths.max(initial=0))
-        if room is not None and min(longest, length) > room:
+        longest = 0 if split.row_lengths is None else int(split.row_lengths.max(initial=0))
+        if room is not None and longest > room:
             raise ModelError(
-                f"A text has {longest} tokens and sequence_length is {length}, but {backbone.model.name} has positions for "
-                f"{room}. Type: model.sequence_length={room}"
+                f"{field} is {split.longest} and there are texts of {longest} tokens or more, but {backbone.name} has positions "
+                f"for {room}. Type: {field}={room}"
             )
         if rows is None:
             continue
@@ -224,7 +228,7 @@ def refuse_unread(encoded: Iterable[Encoded], backbone: Backbone, length: int) -
         values = ids.values if isinstance(ids, Ragged) else ids
         if values.size and (largest := int(values.max())) >= rows:
             raise ModelError(
-                f"The tokenizer gives the id {largest}, but '{backbone.origin.get('handle')}' has {rows} embeddings, from 0 on: "
+                f"The tokenizer gives the id {largest}, but {backbone.name} has {rows} embeddings, from 0 on: "
                 "they are of different models. Give model.tokenizer, the folder of the model's own."
             )
 

@@ -55,7 +55,11 @@ class Model(_Part):
     bridge: bool = Field(
         False, description="true: a TensorFlow SavedModel runs its own graph, even where kft knows its family"
     )
-    sequence_length: int = Field(128, ge=8, description="longest input in tokens, special tokens counted")
+    sequence_length: int = Field(
+        128,
+        ge=8,
+        description="longest input in tokens, special tokens counted; no more than the model has positions for",
+    )
     stride: int | None = Field(
         None,
         ge=0,

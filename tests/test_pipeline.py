@@ -309,6 +309,30 @@ def test_ids_without_an_embedding_are_refused(recipe: Callable[..., dict], tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_no_text_is_read_beyond_the_positions(recipe: Callable[..., dict], tmp_path: Path) -> None:
+    """Positions that are no multiple of what lengths are rounded up to, and a text that takes all of them."""
+    words, room = ["good", "bad"], 13
+    rows = [f"{' '.join([words[n % 2]] * (room - 2 - n % 3))},{words[n % 2]}" for n in range(48)]
+    (tmp_path / "reviews.csv").write_text("\n".join(["text,label", *rows]), encoding="utf8")
+    changes = {"data.source": str(tmp_path / "reviews.csv"), "model.config.max_sequence_length": room}
+    found = recipe({**changes, "model.sequence_length": 32, "train.epochs": 1})
+    notes: list[str] = []
+    progress = Progress()
+    progress.note = notes.append  # type: ignore[method-assign]
+    report = kft.run(found, progress=progress)
+    assert any(note.startswith(f"model.sequence_length is {room}: 'BertBackbone' has no more") for note in notes)
+    assert yaml.safe_load((report.run / "recipe.yaml").read_text(encoding="utf8"))["model"]["sequence_length"] == room
+    (answer,) = kft.load_run(report.run).predict([" ".join(["good"] * 40)])
+    assert math.isfinite(answer["probabilities"]["good"])
+    with (tmp_path / "reviews.csv").open("a", encoding="utf8") as file:
+        file.write("\n" + " ".join(["good"] * room) + ",good")
+    with pytest.raises(
+        ModelError, match=f"but 'BertBackbone' has positions for {room}. Type: model.sequence_length={room}"
+    ):
+        kft.run(recipe({**changes, "model.sequence_length": 32}, "longer"))
+    assert not (tmp_path / "longer").exists()
+
+
 def test_a_complete_run_is_not_resumed(finished_run: Path) -> None:
     with pytest.raises(RunFolderError, match="is complete; there is nothing to resume"):
         pipeline.resume(finished_run)

@@ -125,6 +125,12 @@ class Backbone:
         return found
 
     @property
+    def name(self) -> str:
+        """What messages call it: its handle, or the architecture where it has none."""
+        handle = self.origin.get("handle")
+        return f"'{handle}'" if handle else f"the {self.model.name}"
+
+    @property
     def embeddings(self) -> int | None:
         """How many token ids the model has an embedding for, or None where that does not show."""
         layers = (layer for layer in self.model._flatten_layers() if layer.name == "token_embedding")
@@ -132,8 +138,8 @@ class Backbone:
 
     @property
     def positions(self) -> int | None:
-        """How many tokens a text may have, or None where the model has no table of positions."""
-        if self.modality != "text":
+        """How many tokens a text may have, or None where no table of positions shows, as in a SavedModel's own graph."""
+        if not {"token_ids", "padding_mask", "segment_ids"}.issuperset(self.inputs):
             return None
         found = [
             getattr(layer, "sequence_length", None) or getattr(layer, "input_dim", None)

@@ -125,7 +125,7 @@ PARTS: dict[str, dict[str, Part]] = {
         "image": TOWER,
     },
     "paligemma": {"text": Part(cut=_prompts), "image": TOWER},
-    "siglip": {"image": Part("siglip_vision_model", "vision_config", ("vision_model.",))},
+    "siglip": {"image": Part("siglip_vision_model", "vision_config", ("vision_model.",), ("classifier.",))},
     **{
         kind: {
             "text": Part(f"{kind}_text", "text_config", ("model.language_model.", "language_model."), ("score.",)),

@@ -189,7 +189,7 @@ def _torch(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
             # What torch wrote before 1.6 is no archive, and cannot be mapped.
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         except Exception as error:
-            raise ModelError(_refused(file, str(error))) from None
+            raise ModelError(_refused(file, error)) from None
         if not isinstance(state, dict):
             raise ModelError(f"'{file}' holds {type(state).__name__}, not weights by name. Save a model's state_dict.")
         state = next((state[name] for name in WITHIN if isinstance(state.get(name), dict)), state)
@@ -199,12 +199,15 @@ def _torch(files: list[Path]) -> dict[str, Callable[[], np.ndarray]]:
     return found
 
 
-def _refused(file: Path, reason: str) -> str:
+def _refused(file: Path, error: Exception) -> str:
     """Returns why a file of torch's is not read; torch's own words advise to run what is in it."""
+    reason = " ".join(str(error).split())
     safe = f"Take the model's {SINGLE} instead, or have its makers save its state_dict alone"
     if program := re.search(r"GLOBAL ([\w.]+)", reason):
         return f"'{file}' holds more than weights: {program[1]}, which unpickling it would run; kft reads weights only. {safe}."
-    return f"'{file}' is broken, or holds more than weights. Get the file again. {safe}."
+    if not isinstance(error, OSError):
+        return f"'{file}' is broken, or holds more than weights. Get the file again. {safe}."
+    return f"'{file}' cannot be read: {reason.partition('. ')[0][:160]}. Get the file again. {safe}."
 
 
 def _torch_reader(tensor: Any) -> Callable[[], np.ndarray]:

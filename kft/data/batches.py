@@ -116,7 +116,8 @@ class Batches:
             return self.rungs[-1]  # padding is text to such a model, as FNet: what it says must not hang on the batch
         if self.multiple is None:
             return self.rungs[int(np.searchsorted(self.rungs, longest))]
-        return -(-longest // self.multiple) * self.multiple
+        padded = -(-longest // self.multiple) * self.multiple
+        return padded if self.encoded.longest is None else min(padded, self.encoded.longest)
 
     def make(self, rows: np.ndarray, length: int) -> Batch:
         """Returns inputs by name, targets and weights of a batch, filled up to `batch_size` rows."""
@@ -159,6 +160,9 @@ class Batches:
 
 
 def common_ladder(splits: Sequence[Encoded], most: int = RUNGS) -> tuple[int, ...]:
-    """Returns one ladder for several splits, or () where their rows have one shape."""
+    """Returns one ladder for several splits, none of it beyond their longest row, or () where their rows have one shape."""
     lengths: list[Any] = [split.row_lengths for split in splits if split.row_lengths is not None]
-    return ladder(np.concatenate(lengths), most) if lengths else ()
+    if not lengths:
+        return ()
+    found, longest = ladder(np.concatenate(lengths), most), [split.longest for split in splits if split.longest]
+    return tuple(min(rung, *longest) for rung in found) if longest else found

@@ -19,7 +19,7 @@ from kft.errors import DataError
 from kft.fetch import cache_folder
 from kft.rundir import free_bytes
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Encoded:
         padding: what fills up each ragged input; 0 where it is not named.
         owners: for each row the example it belongs to, where an example has several rows (windows), else None.
         lengths: for each row its length in tokens before anything was cut, or None.
+        longest: what no row is padded beyond, or None where rows are not padded.
         beside: what the task itself needs to make sense of a model's outputs.
     """
 
@@ -115,6 +116,7 @@ class Encoded:
     padding: dict[str, int] = field(default_factory=dict)
     owners: np.ndarray | None = None
     lengths: np.ndarray | None = None
+    longest: int | None = None
     beside: dict[str, Array] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -180,7 +182,12 @@ def write(encoded: Encoded, folder: Path) -> None:
     with _appearing(folder) as temporary:
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-        meta = {"arrays": sorted(arrays), "ragged": sorted(ragged), "padding": encoded.padding}
+        meta = {
+            "arrays": sorted(arrays),
+            "ragged": sorted(ragged),
+            "padding": encoded.padding,
+            "longest": encoded.longest,
+        }
         (temporary / "encoded.json").write_text(json.dumps(meta), encoding="utf8")
 
 
@@ -220,7 +227,8 @@ def read(folder: Path) -> Encoded:
         whole[name] = Ragged(found[name + "#values"], found[name + "#offsets"]) if is_ragged else found[name]
     rest = {name: array for name, array in whole.items() if "." not in name}
     inputs, beside = _named("inputs.", whole), _named("beside.", whole)
-    return Encoded(inputs=inputs, beside=beside, padding=meta["padding"], **rest)  # type: ignore[arg-type]
+    padding, longest = meta["padding"], meta["longest"]
+    return Encoded(inputs=inputs, beside=beside, padding=padding, longest=longest, **rest)  # type: ignore[arg-type]
 
 
 def _named(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

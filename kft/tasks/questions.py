@@ -70,6 +70,7 @@ def encode(table: Table, encoding: Encoding, target: Target | None) -> Encoded:
         padding={"token_ids": encoding.tokenizer.pad_id},
         owners=np.asarray(owners, np.int32),
         lengths=lengths,
+        longest=encoding.sequence_length,
         beside={
             "offsets": Ragged.of(offsets, np.int32)
             if rows

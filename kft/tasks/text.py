@@ -76,6 +76,7 @@ def encode(table: Table, encoding: Encoding, target: Target | None) -> Encoded:
         targets=wanted,
         padding={"token_ids": encoding.tokenizer.pad_id},
         lengths=np.concatenate(whole),
+        longest=encoding.sequence_length,
     )
 
 

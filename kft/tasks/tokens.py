@@ -102,6 +102,7 @@ def encode(table: Table, encoding: Encoding, target: Target | None) -> Encoded:
         padding={"token_ids": tokenizer.pad_id},
         owners=np.asarray(owners, np.int32),
         lengths=np.asarray(whole, np.int32),
+        longest=encoding.sequence_length,
     )
 
 

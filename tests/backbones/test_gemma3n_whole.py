@@ -190,6 +190,12 @@ def test_the_whole_reads_images_and_sounds_as_transformers_does(
     # What no token is for counts for nothing.
     given["images"][0, 1], given["audio_mel"][0, 1] = 5.0, 5.0
     np.testing.assert_allclose(np.asarray(backbone.model.predict_on_batch(given)["sequence_output"]), states, atol=1e-5)
+    # A text whose tokens are for no whole image has no states; the other keeps its own.
+    given["token_ids"] = np.where((np.arange(TEXTS.shape[1]) == 3) & (np.arange(2)[:, None] == 0), 7, TEXTS)
+    odd = np.asarray(backbone.model.predict_on_batch(given)["sequence_output"])
+    assert np.isnan(odd[0]).all()
+    np.testing.assert_allclose(odd[1][real[1]], states[1][real[1]], atol=1e-5)
+    given["token_ids"] = TEXTS
     if keras.backend.backend() != "jax":  # which would compile it once more
         backbone.model.save(place / "model.keras")
         again = keras.models.load_model(place / "model.keras")

@@ -138,7 +138,7 @@ def test_a_published_head_has_transformers_logits(
     same("Hugging Face", f"{kind}, with its head", mine, theirs)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("vit", "ViT"), ("deit", "DeiT"), ("swin", "Swin")])
+@pytest.mark.parametrize(("kind", "name"), [("vit", "ViT"), ("deit", "DeiT"), ("swin", "Swin"), ("siglip", "Siglip")])
 def test_a_published_classifier_of_images_is_kept(
     kind: str, name: str, backend: str, same: Callable[..., None], tmp_path: Path
 ) -> None:
@@ -149,14 +149,15 @@ def test_a_published_classifier_of_images_is_kept(
     torch.manual_seed(0)
     vit = {k: v for k, v in SIZES.items() if "size" in k or "num" in k} | {"image_size": 16, "patch_size": 8}
     swin = {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 2], "window_size": 2}
-    config = transformers.AutoConfig.for_model(kind, **(swin if kind == "swin" else vit), num_labels=3)
+    fields = {"swin": swin, "siglip": {"vision_config": {**vit, "vision_use_head": False}, "text_config": vit}}
+    config = transformers.AutoConfig.for_model(kind, **fields.get(kind, vit), num_labels=3)
     model = getattr(transformers, f"{name}ForImageClassification")(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
     model.save_pretrained(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.float32)
-    backbone = kft.load_backbone(str(tmp_path))
+    backbone = kft.load_backbone(str(tmp_path), part="image" if kind == "siglip" else "auto")
     found = kft.published_classifier(backbone)({"images": pixels}, training=False)
     scaled = (pixels - np.asarray(backbone.images.mean)) / np.asarray(backbone.images.deviation)
     with torch.no_grad():

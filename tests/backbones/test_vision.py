@@ -184,7 +184,7 @@ def test_checkpoints_with_code_or_of_unknown_types_are_refused(torch: Any, tmp_p
 
     file = tmp_path / "model.pth"
     file.write_bytes(pickle.dumps(Code()))
-    with pytest.raises(ModelError, match="holds more than weights"):
+    with pytest.raises(ModelError, match="is broken, or holds more than weights"):
         kft.load_backbone(str(file))
     torch.save({"some.weight": torch.ones(2, 2)}, file)
     with pytest.raises(ModelError, match=r"of no type that kft knows by its weights \(some\.weight …\)"):

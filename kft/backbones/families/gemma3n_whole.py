@@ -103,7 +103,8 @@ def whole(
         A `keras.Model` to a dict of `sequence_output`, shape (batch, tokens, hidden_dim), from a dict of `token_ids` and
         `padding_mask`, each of shape (batch, tokens), `images`, scaled, shape (batch, images, image_size, image_size, 3),
         `audio_mel`, shape (batch, sounds, frames, bands), and `audio_mel_mask`, shape (batch, sounds, frames), nonzero for
-        frames of the sound. A text without images or sounds has one that none of its tokens is for.
+        frames of the sound. A text without images or sounds has one that none of its tokens is for. A text whose tokens do not
+        fit its images or its sounds has no states: they are NaN.
     """
     ops = keras.ops
     ids, mask = (keras.Input((None,), dtype="int32", name=name) for name in ("token_ids", "padding_mask"))
@@ -117,13 +118,17 @@ def whole(
     x = _looked_up(x, ids >= sound.first, ids, sound, of_sound)
 
     where, number, place = _spots(ids, image)
-    row = number + _rows(ids) * keras.ops.sum(ops.ones_like(images[0, :, 0, 0, 0], dtype="int32"))
+    given = keras.ops.sum(ops.ones_like(images[0, :, 0, 0, 0], dtype="int32"))
+    fits = _fits(where, image, given)
+    row = ops.minimum(number, given - 1) + _rows(ids) * given
     seen = mobilenet_v5.build(vision, (image_size, image_size))(ops.reshape(images, (-1, image_size, image_size, 3)))
     seen = keras.layers.Reshape((image.length, image.width), name="image_states")(seen)
     x = _placed(x, where, of_states(seen * image.width**0.5), row * image.length + place)
 
     where, number, place = _spots(ids, sound)
-    row = number + _rows(ids) * ops.sum(ops.ones_like(heard[0, :, 0]))
+    given = ops.sum(ops.ones_like(heard[0, :, 0]))
+    fits = ops.logical_and(fits, _fits(where, sound, given))
+    row = ops.minimum(number, given - 1) + _rows(ids) * given
     states, real = audio.states(*_one_by_one(mel, heard))
     length = ops.sum(ops.ones_like(real[0], dtype="int32"))
     column = row * length + ops.minimum(place, length - 1)
@@ -134,6 +139,7 @@ def whole(
     )
     x = _placed(x, ops.logical_and(where, real), of_frames(states), column)
 
+    x = ops.where(fits[:, :, None], x, float("nan"))
     x = gemma3n_graph.decoded(x, ids, mask, hidden_dim=hidden_dim, **blocks)
     inputs = {"token_ids": ids, "padding_mask": mask, "images": images, "audio_mel": mel, "audio_mel_mask": heard}
     return keras.Model(inputs, {"sequence_output": x}, name="gemma3n_whole")
@@ -152,6 +158,13 @@ def _spots(ids: Any, kind: Kind) -> tuple[Any, Any, Any]:
     where = ops.equal(ids, kind.token)
     number = ops.maximum(ops.cumsum(ops.cast(where, "int32"), axis=1) - 1, 0)
     return where, number // kind.length, number % kind.length
+
+
+def _fits(where: Any, kind: Kind, given: Any) -> Any:
+    """Says whether a text has the tokens of whole images or sounds, and of no more than are given; shape (batch, 1)."""
+    ops = keras.ops
+    count = ops.sum(ops.cast(where, "int32"), axis=1, keepdims=True)
+    return ops.logical_and(ops.equal(count % kind.length, 0), count <= given * kind.length)
 
 
 def _rows(ids: Any) -> Any:
@@ -265,8 +278,12 @@ def tower_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments of `tower`.
 
     Raises:
-        ModelError: if kft does not know the network.
+        ModelError: if kft does not know the network, or another number of blocks is asked for.
     """
+    if config.get("num_hidden_layers") is not None:
+        raise ModelError(
+            "model.config: the tower of a gemma3n has the blocks of its architecture. Leave out num_layers."
+        )
     return {"vision": _vision({**SEES, **config}), "dropout": 0.0}
 
 

@@ -15,6 +15,7 @@ import keras_hub
 from kft.backbones.families import drawn, towers
 from kft.backbones.families.family import Family, norm
 from kft.backbones.families.towers import Tower
+from kft.backbones.hugging_face import Head
 from kft.backbones.places import Place
 
 DEFAULTS = {
@@ -72,4 +73,6 @@ def places(model: Any, config: Mapping[str, Any]) -> Iterator[Place]:
     yield from norm(model.get_layer("last_norm"), "post_layernorm")
 
 
-FAMILY = Family(siglip, arguments, places, "vision_model.", heads=("head.",), pooling="mean", modality="image")
+FAMILY = Family(
+    siglip, arguments, places, "vision_model.", ("head.", "classifier."), Head(), pooling="mean", modality="image"
+)
