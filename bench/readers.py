@@ -3,7 +3,7 @@
     python bench/readers.py
 
 Runs the tests of pretrained models on each installed backend, and prints the table as Markdown. Truth is what a model's own
-makers compute: transformers, TensorFlow's own SavedModel, EfficientNet-PyTorch, the gguf package.
+makers compute: transformers, timm, TensorFlow's own SavedModel, EfficientNet-PyTorch, the gguf package.
 """
 
 from __future__ import annotations

@@ -114,7 +114,8 @@ def load(folder: ModelFolder, config: Model, family: Family) -> tuple[Any, Publi
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         if not config.config:
-            raise ModelError(f"'{folder.handle}' cannot be built as its config.json says: {reason}") from None
+            how = "as its config.json says" if config.image_size is None else f"with image_size {config.image_size}"
+            raise ModelError(f"'{folder.handle}' cannot be built {how}: {reason}") from None
         raise ModelError(
             f"model.config does not fit {cls.__name__}: {reason}. It has: {', '.join(arguments)}."
         ) from None

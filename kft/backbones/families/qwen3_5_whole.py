@@ -53,7 +53,7 @@ def whole(
         A `keras.Model` to a dict of `sequence_output`, shape (batch, tokens, hidden_dim), from a dict of `token_ids` and
         `padding_mask`, each of shape (batch, tokens), and scaled `images`, shape (batch, images, height, width, channels). A text
         has its images from the first on, and for each as many tokens as that has states; what images it leaves over are not
-        read. A text whose tokens do not fit its images has no states: they are NaN.
+        read, and one without any has one that is not read. A text whose tokens do not fit its images has no states: they are NaN.
     """
     ops, (height, width) = keras.ops, qwen3_5_vision.sides(image_size)
     grid = qwen3_5_vision.squares((height, width), vision["patch_size"], vision["merge_size"])

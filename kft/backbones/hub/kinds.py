@@ -31,7 +31,6 @@ class HubType:
         scales: what KerasHub leaves out and a factor on a tensor makes up for.
         offsets: what is added to a tensor that has a factor.
         spellings: regular expressions, and what makes the names of weights those that KerasHub's converter knows.
-        converter: the `model_type` whose converter of KerasHub's reads it, where it has none of its own.
         modality: what the model reads, where it is more than texts or more than images.
         head: how its makers' own heads are called, or None where published heads are not read.
         spare: names of weights that nothing needs, where they are not those that most types have.
@@ -47,7 +46,6 @@ class HubType:
     scales: Callable[[Config], dict[str, float]] = lambda config: {}
     offsets: Callable[[Config], dict[str, float]] = lambda config: {}
     spellings: tuple[tuple[str, str], ...] = ()
-    converter: str = ""
     modality: Modality | None = None
     head: Head | None = NEWER_DECODER
     spare: re.Pattern[str] | None = None

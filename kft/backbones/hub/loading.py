@@ -131,7 +131,7 @@ def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> A
     known = TYPES.get(kind := str(folder.config["model_type"]))
     if known is None:
         raise ModelError(_not_read(folder, kind))
-    loader = _loader(folder, known)
+    loader = _loader(folder)
     # Sizes that a recipe asks for count for what is checked too.
     size = {} if config.image_size is None else {"image_size": config.image_size}
     whole = completed(folder.config)
@@ -147,10 +147,9 @@ def _converted(folder: ModelFolder, config: Model, changes: dict[str, Any]) -> A
     return model
 
 
-def _loader(folder: ModelFolder, known: HubType) -> Any:
-    """Returns KerasHub's loader of a folder, with the converter that reads the type."""
-    kind = known.converter or folder.config["model_type"]
-    loader = TransformersPresetLoader(str(folder.path), {**folder.config, "model_type": kind})
+def _loader(folder: ModelFolder) -> Any:
+    """Returns KerasHub's loader of a folder, with `config.json` as it looks for it."""
+    loader = TransformersPresetLoader(str(folder.path), dict(folder.config))
     loader.config = adapted(folder.config)
     return loader
 
@@ -175,10 +174,9 @@ def _class(folder: ModelFolder) -> Any:
     """Returns the class a folder will become, which KerasHub tells only of its own presets."""
     if folder.format == "keras_hub":
         return getattr(keras_hub.models, str(folder.config.get("class_name")), None)
-    known = TYPES.get(kind := str(folder.config["model_type"]))
-    if known is None:
+    if (kind := str(folder.config["model_type"])) not in TYPES:
         raise ModelError(_not_read(folder, kind))
-    return _loader(folder, known).check_backbone_class()
+    return _loader(folder).check_backbone_class()
 
 
 def images_of(model: Any, folder: ModelFolder | None, config: Model) -> Images:
