@@ -160,7 +160,7 @@ class Batches:
 
 
 def common_ladder(splits: Sequence[Encoded], most: int = RUNGS) -> tuple[int, ...]:
-    """Returns one ladder for several splits, none of it beyond their longest row, or () where their rows have one shape."""
+    """Returns one ladder for several splits, none of it beyond what a row may have, or () where their rows have one shape."""
     lengths: list[Any] = [split.row_lengths for split in splits if split.row_lengths is not None]
     if not lengths:
         return ()
