@@ -6,7 +6,6 @@ leaves activations and attention's dropout out, and reads no files for image-tex
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -247,17 +246,8 @@ def image_places(model: Any, config: Mapping[str, Any], prefix: str = "") -> Ite
     yield Place(patches.bias, f"{start}.patch_embedding.bias")
     yield Place(found["class_embedding"].embeddings, f"{start}.class_embedding", cut=_only)
     yield Place(positions, f"{start}.position_embedding", cut=_only)
-    for number in range(sum(name.endswith("_feedforward_norm") for name in found)):
-        block, own = f"image_block_{number}", f"{prefix}encoder.layers.{number}"
-        yield from norm(found[f"{block}_attention_norm"], f"{own}.layer_norm1")
-        for part, name in enumerate(("query", "key", "value")):
-            layer, cut = found[f"{block}_attention_{name}"], functools.partial(towers.third, part=part)
-            yield Place(layer.kernel, f"{own}.self_attn.qkv.weight", 1, cut)
-            yield Place(layer.bias, f"{own}.self_attn.qkv.bias", cut=cut)
-        yield from dense(found[f"{block}_attention_output"], f"{own}.self_attn.projection", 2)
-        yield from norm(found[f"{block}_feedforward_norm"], f"{own}.layer_norm2")
-        yield from dense(found[f"{block}_intermediate"], f"{own}.mlp.fc1")
-        yield from dense(found[f"{block}_output"], f"{own}.mlp.fc2")
+    names = ("layer_norm1", "self_attn.qkv", "self_attn.projection", "layer_norm2", "mlp.fc1", "mlp.fc2")
+    yield from towers.fused_places(found, f"{prefix}encoder.layers", names)
     yield from norm(found["image_last_norm"], f"{prefix}post_layernorm")
 
 

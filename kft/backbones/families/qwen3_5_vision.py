@@ -207,17 +207,8 @@ def places(model: Any, config: Mapping[str, Any], prefix: str = "") -> Iterator[
     yield Place(patches.kernel, f"{prefix}patch_embed.proj.weight", axes=(2, 3, 4, 1, 0))
     yield Place(patches.bias, f"{prefix}patch_embed.proj.bias")
     yield Place(found["image_position_embedding"].embeddings, f"{prefix}pos_embed.weight")
-    for number in range(sum(name.endswith("_feedforward_norm") for name in found)):
-        block, own = f"image_block_{number}", f"{prefix}blocks.{number}"
-        yield from norm(found[f"{block}_attention_norm"], f"{own}.norm1")
-        for part, name in enumerate(("query", "key", "value")):
-            layer, cut = found[f"{block}_attention_{name}"], functools.partial(towers.third, part=part)
-            yield Place(layer.kernel, f"{own}.attn.qkv.weight", 1, cut)
-            yield Place(layer.bias, f"{own}.attn.qkv.bias", cut=cut)
-        yield from dense(found[f"{block}_attention_output"], f"{own}.attn.proj", 2)
-        yield from norm(found[f"{block}_feedforward_norm"], f"{own}.norm2")
-        yield from dense(found[f"{block}_intermediate"], f"{own}.mlp.linear_fc1")
-        yield from dense(found[f"{block}_output"], f"{own}.mlp.linear_fc2")
+    names = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.linear_fc1", "mlp.linear_fc2")
+    yield from towers.fused_places(found, f"{prefix}blocks", names)
     yield from norm(found["merger_norm"], f"{prefix}merger.norm")
     yield from dense(found["merger_intermediate"], f"{prefix}merger.linear_fc1")
     yield from dense(found["merger_output"], f"{prefix}merger.linear_fc2")

@@ -5,6 +5,7 @@ Import after `backend.activate`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -139,6 +140,33 @@ def places(model: Any, prefix: str = "", start: str = "block") -> Iterator[Place
         yield from dense(found[f"{block}_intermediate"], f"{own}.mlp.fc1")
         yield from dense(found[f"{block}_output"], f"{own}.mlp.fc2")
         number += 1
+
+
+# What BLIP-2 and Qwen3.5 call a block's layers, in the order of `fused_places`.
+Names = tuple[str, str, str, str, str, str]
+
+
+def fused_places(found: Mapping[str, Any], start: str, names: Names) -> Iterator[Place]:
+    """Gives each weight of a tower's blocks for images whose queries, keys and values lie in one tensor.
+
+    Args:
+        found: the model's layers by name.
+        start: of the tensors' names, before a block's number.
+        names: of the first normalization, queries with keys and values, attention's output, the second normalization, and both
+            dense layers.
+    """
+    before, fused, output, after, first, last = names
+    for number in range(sum(name.endswith("_feedforward_norm") for name in found)):
+        block, own = f"image_block_{number}", f"{start}.{number}"
+        yield from norm(found[f"{block}_attention_norm"], f"{own}.{before}")
+        for part, name in enumerate(("query", "key", "value")):
+            layer, cut = found[f"{block}_attention_{name}"], functools.partial(third, part=part)
+            yield Place(layer.kernel, f"{own}.{fused}.weight", 1, cut)
+            yield Place(layer.bias, f"{own}.{fused}.bias", cut=cut)
+        yield from dense(found[f"{block}_attention_output"], f"{own}.{output}", 2)
+        yield from norm(found[f"{block}_feedforward_norm"], f"{own}.{after}")
+        yield from dense(found[f"{block}_intermediate"], f"{own}.{first}")
+        yield from dense(found[f"{block}_output"], f"{own}.{last}")
 
 
 def third(array: np.ndarray, part: int) -> np.ndarray:
